@@ -1,0 +1,30 @@
+"""What an adopted database brought with it: foreign-key violations that are older than this bundle.
+
+Applications often run with foreign_keys off, so a real database may hold violating rows. They are
+the application's rows and stay; validation fails only when there are more than at adoption.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from abathur_db import runs
+
+FILE = "adopted.json"
+
+
+def remember(state_directory: Path, violations: dict[str, int]) -> None:
+    """Keep the number of violating rows per table, as found before the adoption."""
+    state_directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"time": runs.now(), "foreign_key_violations": violations}, indent=2)
+    runs.write_whole(state_directory / FILE, text + "\n")
+
+
+def accepted(state_directory: Path) -> dict[str, int]:
+    """Return the violations per table that were there at adoption; empty for a database made by us."""
+    try:
+        found = json.loads((state_directory / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {str(table): int(count) for table, count in found["foreign_key_violations"].items()}

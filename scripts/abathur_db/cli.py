@@ -1,0 +1,176 @@
+"""The command line: the table of commands, the parser, printing, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from abathur_db import __version__, config, host, resources, runs
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure, Result
+
+CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
+"""Environment variable with the text of a configuration, for a host that has no file yet."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the command table.
+
+    `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
+    time with the other commands that lock. `dry_run`: takes --dry-run. `as_owner`: goes on as the
+    database's owner. `recorded`: its result is kept for status. `arguments`: further positional or
+    optional arguments, passed on by name.
+    """
+
+    function: str
+    help: str
+    lock: bool = False
+    dry_run: bool = False
+    as_owner: bool = True
+    recorded: bool = False
+    takes_database: bool = True
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+COMMANDS = {
+    "init": Command("schema:init", "create, adopt or migrate the database", lock=True, dry_run=True, recorded=True),
+    "seed": Command("seed:seed", "insert or update the seed memories", lock=True, dry_run=True, recorded=True),
+    "validate": Command(
+        "validation:validate",
+        "prove that the database is sound and fast enough, on a throwaway clone where it writes",
+        lock=True,
+        recorded=True,
+        arguments=(
+            ("--job", {"action": "append", "default": [], "dest": "jobs", "help": "a job that must have its timer"}),
+        ),
+    ),
+    "status": Command("status:status", "show version, schema, sizes, and each job's last result and next run"),
+    "backup": Command("backup:backup", "make a checked, compressed backup", lock=True, dry_run=True, recorded=True),
+    "analyze": Command(
+        "maintenance:analyze", "refresh the statistics of the query planner", lock=True, dry_run=True, recorded=True
+    ),
+    "vacuum": Command(
+        "maintenance:vacuum", "give free pages back, in slices", lock=True, dry_run=True, recorded=True
+    ),
+    "integrity-check": Command(
+        "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
+    ),
+    "preflight": Command("preflight:preflight", "check a host before a deploy, changing nothing", as_owner=False),
+    "alert": Command(
+        "status:alert",
+        "say why a job failed; systemd calls it",
+        takes_database=False,
+        arguments=(("job", {"help": "the job that failed"}),),
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser, made from the table of commands."""
+    top = argparse.ArgumentParser(prog="abathur-db", description="Builds, checks and maintains an Abathur database.")
+    top.add_argument("--version", action="version", version=f"abathur-db {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        if command.takes_database:
+            sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
+        sub.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        if command.dry_run:
+            sub.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        for flag, options in command.arguments:
+            sub.add_argument(flag, **options)
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return its exit code. Prints the result, JSON alone on standard output with --json."""
+    options = parser().parse_args(arguments)
+    # Whatever the caller's umask: nothing that the tool writes is for others.
+    os.umask(0o077)
+    try:
+        result = _run(options)
+    except Failure as failure:
+        result = Result(options.command, str(failure), hint=failure.hint, code=failure.code)
+    except Exception:
+        traceback.print_exc()
+        print("abathur-db: this is a defect of the tool; report it with the lines above", file=sys.stderr)
+        return Exit.CRASH
+    _print(result, options.json)
+    return result.exit_code
+
+
+def _run(options: argparse.Namespace) -> Result:
+    command = COMMANDS[options.command]
+    settings = _configuration(options)
+    module, name = command.function.split(":")
+    function: Callable[..., Result] = getattr(import_module(f"abathur_db.{module}"), name)
+    names = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
+    passed = {name: getattr(options, name) for name in names}
+    if command.dry_run:
+        passed["dry_run"] = options.dry_run
+    if command.as_owner:
+        host.become(settings.owner)
+    changes = not passed.get("dry_run", False)
+    lock = runs.locked(settings.state_directory, options.command, settings.lock_wait_seconds)
+    recording = command.recorded and changes
+    begun = time.monotonic()
+    try:
+        with lock if command.lock and changes else nullcontext():
+            result = function(settings, **passed)
+    except Failure as failure:
+        if recording:
+            _record(settings, Result(options.command, str(failure), hint=failure.hint, code=failure.code), begun)
+        raise
+    if recording:
+        _record(settings, result, begun)
+    return result
+
+
+def _configuration(options: argparse.Namespace) -> Config:
+    database = getattr(options, "database", None)
+    if database is not None:
+        return config.development(resources.development_profile(), database)
+    if text := os.environ.get(CONFIG_VARIABLE):
+        return config.parse(text, f"the configuration in {CONFIG_VARIABLE}")
+    settings: Config = config.load(options.config)
+    return settings
+
+
+def _record(settings: Config, result: Result, begun: float) -> None:
+    run = {
+        **result.as_dict(),
+        "version": __version__,
+        "finished": runs.now(),
+        "seconds": round(time.monotonic() - begun, 3),
+        "exit_code": int(result.exit_code),
+        # Set by systemd for a unit's processes: tells a timer's run from one by hand.
+        "invocation": os.environ.get("INVOCATION_ID", ""),
+    }
+    try:
+        runs.record(settings.state_directory, run)
+    except OSError as error:
+        print(f"abathur-db: the result could not be kept in {settings.state_directory}: {error}", file=sys.stderr)
+
+
+def _print(result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    for line in result.report():
+        print(line)
+    stream = sys.stdout if result.ok else sys.stderr
+    print(f"{result.command}: {result.summary}", file=stream)
+    if result.hint:
+        print(f"hint: {result.hint}", file=stream)

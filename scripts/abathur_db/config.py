@@ -1,0 +1,125 @@
+"""The host's configuration: one TOML file, rendered by Ansible, read into a frozen dataclass.
+
+No default stands here: on a host they are in the role's defaults, for a database of one's own in
+development.toml beside this file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from abathur_db.result import Exit, Failure
+
+DEFAULT_PATH = Path("/etc/abathur-db.toml")
+DEVELOPMENT = "development.toml"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of the tool. Names carry their units; the README's table describes each."""
+
+    database: Path
+    backup_directory: Path
+    state_directory: Path
+    owner: str
+    application_units: list[str]
+    busy_timeout_ms: int
+    lock_wait_seconds: int
+    minimum_free_mb: int
+    wal_limit_mb: int
+    backup_compression: str
+    backup_check: str
+    analysis_limit: int
+    vacuum_slice_pages: int
+    vacuum_pause_ms: int
+    vacuum_minimum_percent: int
+    validation_sessions: list[int]
+    validation_seconds: int
+    validation_p99_ms: int
+
+    @property
+    def scratch_directory(self) -> Path:
+        """Where throwaway clones live; on the state directory's file system."""
+        return self.state_directory / "scratch"
+
+
+CHOICES = {"backup_compression": ("zstd", "gzip", "none"), "backup_check": ("quick", "full")}
+
+
+def load(path: Path) -> Config:
+    """Read the configuration file.
+
+    Raises Failure (USAGE) when it is missing, unreadable, not TOML, or does not hold exactly the
+    known keys with values of the right type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Failure(
+            f"there is no configuration at {path}",
+            "name a database (abathur-db COMMAND PATH) or deploy this host (ansible-playbook deploy.yml)",
+            Exit.USAGE,
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path} cannot be read: {error}", "run it as root: sudo abathur-db …", Exit.USAGE) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """Turn TOML text into a Config; `origin` names it in errors. Raises Failure (USAGE)."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _invalid(origin, f"is not TOML: {error}") from None
+    known = {field.name for field in fields(Config)}
+    if unknown := sorted(values.keys() - known):
+        raise _invalid(origin, f"has an unknown key: {', '.join(unknown)}")
+    if missing := sorted(known - values.keys()):
+        raise _invalid(origin, f"lacks a key: {', '.join(missing)}")
+    types_of = typing.get_type_hints(Config)
+    return Config(**{name: _convert(origin, name, value, types_of[name]) for name, value in values.items()})
+
+
+def development(text: str, database: Path) -> Config:
+    """Return the development profile (its TOML text) for one database file, everything beside it."""
+    home = database.absolute().parent
+    return replace(
+        parse(text, DEVELOPMENT),
+        database=database.absolute(),
+        backup_directory=home / "backups",
+        state_directory=home / ".abathur-db",
+    )
+
+
+def _invalid(origin: str, what: str) -> Failure:
+    return Failure(
+        f"{origin} {what}",
+        "set it through the role's variables (README, Variables) and deploy again; the file is generated",
+        Exit.USAGE,
+    )
+
+
+def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise _invalid(origin, f"has {name} = {value!r}, which is none of: {', '.join(CHOICES[name])}")
+    if wanted is int:
+        good = type(value) is int and value >= 0
+        expected = "a whole number, 0 or more"
+    elif wanted == list[str]:
+        good = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+        expected = "a list of names"
+    elif wanted == list[int]:
+        good = isinstance(value, list) and bool(value) and all(type(one) is int and one > 0 for one in value)
+        expected = "a list of whole numbers above 0"
+    elif wanted is Path:
+        good = isinstance(value, str) and value.startswith("/") and "\0" not in value
+        expected = "an absolute path"
+    else:
+        good, expected = isinstance(value, str), "text"
+    if not good:
+        raise _invalid(origin, f"has {name} = {value!r}, which is not {expected}")
+    return Path(value) if wanted is Path else value

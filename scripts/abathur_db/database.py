@@ -1,0 +1,253 @@
+"""The only opener of SQLite: file checks, owner check, pragmas, errors in plain words."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from abathur_db.result import Exit, Failure
+
+MAGIC = b"SQLite format 3\0"
+"""First 16 bytes of every SQLite file (sqlite.org/fileformat.html, section 1.3)."""
+
+SIDECARS = ("-wal", "-shm")
+
+
+def sidecars(path: Path) -> list[Path]:
+    """Return the paths of the write-ahead log and its index beside a database."""
+    return [path.with_name(path.name + suffix) for suffix in SIDECARS]
+
+
+def user_name(uid: int) -> str:
+    """Return the user's name and number, as errors show them."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is a database to use at `path`.
+
+    Raises Failure when something is there that cannot be one: a symlink, a directory or another
+    special file, an empty file, another format, a file of another user or one that cannot be read.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        _refuse_orphaned_log(path)
+        return False
+    except OSError as error:
+        raise Failure(f"{path} cannot be reached: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise Failure(f"{path} is a symbolic link to {os.readlink(path)}", "configure the real path")
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise Failure(f"{path} is {kind}, not a database", f"configure another path, or look: ls -ld {path}")
+    _check_owner(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(MAGIC))
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}", f"give its owner access: chmod 0600 {path}") from None
+    if not start:
+        raise Failure(f"{path} is empty (0 bytes), not a database", f"move it away: mv {path} {path}.empty")
+    if start != MAGIC:
+        raise Failure(
+            f"{path} is not a SQLite database: it starts with {start!r}",
+            f"move it away (mv {path} {path}.other) or configure another path",
+        )
+    return True
+
+
+def require(path: Path) -> None:
+    """Raise Failure unless there is a database to use at `path`."""
+    if not exists(path):
+        raise Failure(
+            f"there is no database at {path}",
+            f"bring it back (deploy again, or restore a backup), or make a new one: abathur-db init {path}",
+        )
+
+
+def _refuse_orphaned_log(path: Path) -> None:
+    log = sidecars(path)[0]
+    if log.exists() and log.stat().st_size:
+        raise Failure(
+            f"{path} is missing, but its write-ahead log {log.name} ({log.stat().st_size} bytes) is there",
+            f"put the database file back beside it, or move the log away: mv {log} {log}.orphan",
+        )
+
+
+def _check_owner(path: Path) -> None:
+    for each in [path, *sidecars(path)]:
+        try:
+            owner = os.lstat(each).st_uid
+        except FileNotFoundError:
+            continue
+        if owner != os.geteuid():
+            me = user_name(os.geteuid())
+            raise Failure(
+                f"{each} belongs to {user_name(owner)}, but this runs as {me}",
+                f"give it to its owner: chown --no-dereference {me.split()[0]}: {each}",
+            )
+
+
+@contextmanager
+def opened(
+    path: Path, busy_timeout_ms: int, *, read_only: bool = False, immutable: bool = False
+) -> Iterator[sqlite3.Connection]:
+    """Open an existing database, in autocommit mode; SQLite's errors inside come out as Failure.
+
+    `busy_timeout_ms`: how long a statement waits for another process's lock. `immutable` is for a
+    closed copy that nobody else knows: no lock, no -wal and no -shm beside it.
+    Raises Failure (BUSY) when the wait was not enough, Failure otherwise.
+    """
+    require(path)
+    options = "?mode=ro&immutable=1" if immutable else "?mode=ro" if read_only else "?mode=rw"
+    with _translated(path, busy_timeout_ms):
+        connection = sqlite3.connect(f"file:{quote(str(path))}{options}", uri=True, isolation_level=None)
+        try:
+            _configure(connection, busy_timeout_ms)
+            yield connection
+        finally:
+            connection.close()
+
+
+@contextmanager
+def created(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a new, empty database file that must not exist yet, in autocommit mode and in WAL mode.
+
+    Sets what only a database without tables can take: auto_vacuum=INCREMENTAL (schema facts, trap 9).
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with _translated(path, 0):
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            enable_wal(connection, path)
+            _configure(connection, 0)
+            yield connection
+        finally:
+            connection.close()
+
+
+@contextmanager
+def in_memory() -> Iterator[sqlite3.Connection]:
+    """Open a private database in memory, to apply migrations to and compare with."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
+    """Set what does not persist in the file (design document, section 2.2).
+
+    Departs from it in wal_autocheckpoint: 0 keeps our jobs from being a second checkpointer beside
+    the application (SQLite's WAL-reset defect).
+    """
+    connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_ms)}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    # Touches the file, so that one that is no database is refused here and not in the middle.
+    connection.execute("PRAGMA schema_version")
+
+
+def enable_wal(connection: sqlite3.Connection, path: Path) -> None:
+    """Switch the database to WAL and verify it. Raises Failure when SQLite stays in another mode."""
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise Failure(
+            f"{path} stays in journal mode {mode}, WAL is needed",
+            "put it on a local file system with shared memory",
+        )
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run the body in one write transaction: committed whole, or rolled back whole."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def snapshot(source: Path, target: Path, busy_timeout_ms: int) -> None:
+    """Copy a live database into a new file `target`, in one step: one read transaction, whole and consistent.
+
+    One step, because copying in pieces starts over at every write of another process (trap 7).
+    The copy is closed, in rollback-journal mode and alone: no -wal beside it.
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with opened(source, busy_timeout_ms, read_only=True) as live, _translated(target, 0):
+        copy = sqlite3.connect(target, isolation_level=None)
+        try:
+            copy.execute("PRAGMA synchronous = OFF")
+            live.backup(copy, pages=-1)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+    sync(target)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def problems(connection: sqlite3.Connection, *, full: bool = False) -> list[str]:
+    """Return what SQLite's own check finds, nothing when the database is sound (first ten findings)."""
+    check = "integrity_check" if full else "quick_check"
+    found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(10)")]
+    return [] if found == ["ok"] else found
+
+
+def foreign_key_violations(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the number of violating rows per table; integrity_check says nothing of them (trap 6)."""
+    counts: dict[str, int] = {}
+    for table, *_ in connection.execute("PRAGMA foreign_key_check"):
+        counts[table] = counts.get(table, 0) + 1
+    return counts
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """Return the value of a numeric pragma."""
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+@contextmanager
+def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise Failure(
+                f"{path} was locked by another process for longer than {busy_timeout_ms / 1000:g} s; nothing was changed",
+                f"find it (fuser -v {path}), let it finish, run this again",
+                Exit.BUSY,
+            ) from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise Failure(
+                f"{path} is corrupt: {error}",
+                f"keep it ({path} with its -wal and -shm) and restore the newest backup",
+            ) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error
+        raise Failure(f"SQLite failed on {path}: {error}", f"look at it: ls -la {path.parent}") from error

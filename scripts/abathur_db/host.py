@@ -1,0 +1,107 @@
+"""The machine around the database: identity, disk space, file systems, systemd."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+
+from abathur_db.result import Exit, Failure
+
+MB = 1_000_000
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    "9p afs beegfs ceph cifs coda davfs gfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs virtiofs".split()
+)
+"""SQLite's WAL needs memory shared by all processes, which these do not give (sqlite.org/wal.html, section 2.2)."""
+
+
+def become(owner: str) -> None:
+    """Go on as the database's owner when started by root; do nothing when no owner is configured.
+
+    A job run by root would leave a -wal and a -shm that lock the application out (trap 12).
+    Raises Failure (USAGE) when the user does not exist, or when somebody else runs this.
+    """
+    if not owner:
+        return
+    try:
+        account = pwd.getpwnam(owner)
+    except KeyError:
+        raise Failure(
+            f"the database's owner {owner} does not exist on this host",
+            "deploy the host: ansible-playbook deploy.yml",
+            Exit.USAGE,
+        ) from None
+    if os.geteuid() == account.pw_uid:
+        return
+    if os.geteuid() != 0:
+        raise Failure(
+            f"this runs as {pwd.getpwuid(os.geteuid()).pw_name}, but the database belongs to {owner}",
+            "run it as root (it goes on as the owner): sudo abathur-db …",
+            Exit.USAGE,
+        )
+    os.initgroups(owner, account.pw_gid)
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+    os.environ.update(HOME=account.pw_dir, USER=owner, LOGNAME=owner)
+
+
+def existing(path: Path) -> Path:
+    """Return the nearest ancestor of `path` (or itself) that exists."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that an ordinary user can still write where `path` is or will be."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def require_free(path: Path, needed: int, purpose: str) -> None:
+    """Raise Failure when fewer than `needed` bytes are free where `path` is."""
+    free = free_bytes(path)
+    if free < needed:
+        raise Failure(
+            f"{purpose} needs {needed / MB:.0f} MB free at {path}, {free / MB:.0f} MB are; nothing was changed",
+            f"free space there: df -h {existing(path)}",
+        )
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that holds `path`, "unknown" where /proc does not tell."""
+    target = os.path.realpath(existing(path))
+    best, kind = "", "unknown"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return kind
+    for line in lines:
+        # proc(5): mount point is field 5 with \040 for a space; the type follows the lone "-".
+        before, _, after = line.partition(" - ")
+        mount = before.split()[4].encode().decode("unicode_escape")
+        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, after.split()[0]
+    return kind
+
+
+def is_local(kind: str) -> bool:
+    """Tell whether a file system of this type can hold a WAL database."""
+    return kind not in NETWORK_FILE_SYSTEMS and not (kind.startswith("fuse.") or kind == "fuse")
+
+
+def systemctl(*arguments: str) -> list[str]:
+    """Return the lines of `systemctl ARGUMENTS`; none where there is no systemctl or it fails."""
+    if not shutil.which("systemctl"):
+        return []
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def unit_properties(unit: str, *names: str) -> dict[str, str]:
+    """Return properties of a unit as systemd states them; empty where systemd is not running."""
+    lines = systemctl("show", unit, "--property", ",".join(names))
+    return dict(line.split("=", 1) for line in lines if "=" in line)

@@ -1,0 +1,140 @@
+"""What has to be true of a host before a deploy changes anything, and what the deploy would then do."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+from pathlib import Path
+
+# All of these are imported here, not on demand: once the privileges are dropped, the archive that
+# Ansible carried to the host can no longer be read.
+from abathur_db import database, host, requirements, resources, schema, seed
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result, summarize
+
+
+def preflight(config: Config) -> Result:
+    """Check the host and plan the schema and the seeds, changing nothing; all failures in one report."""
+    resources.preload()
+    checks = [Check(**each) for each in requirements.all_checks()]  # type: ignore[arg-type]
+    checks += [*_file_systems(config), *_paths(config)]
+    data: dict[str, object] = {
+        "missing_packages": _missing_packages(config),
+        "application_units": [_unit(name) for name in config.application_units],
+    }
+    paths_are_sound = all(check.ok for check in checks)
+    if paths_are_sound:
+        checks.append(_planned(config, data))
+    summary, hint = summarize("preflight", checks)
+    return Result("preflight", summary, checks=checks, data=data, hint=hint)
+
+
+def _planned(config: Config, data: dict[str, object]) -> Check:
+    try:
+        if _owner_exists(config):
+            host.become(config.owner)
+        todo = schema.init(config, dry_run=True)
+        seeds = seed.seed(config, dry_run=True)
+    except Failure as failure:
+        return Check("database", False, "one that can be created, adopted or migrated", str(failure), failure.hint)
+    data.update(init=todo.as_dict(), seed=seeds.as_dict())
+    measured = "; ".join(each.summary for each in (todo, seeds))
+    return Check("database", True, "one that can be created, adopted or migrated", measured)
+
+
+def _owner_exists(config: Config) -> bool:
+    try:
+        pwd.getpwnam(config.owner)
+    except KeyError:
+        return False
+    return True
+
+
+def _unit(name: str) -> dict[str, str | bool]:
+    """Tell of an application's unit whether it runs, and whether it is meant to run."""
+    found = host.unit_properties(name, "ActiveState", "UnitFileState")
+    return {
+        "name": name,
+        "active": found.get("ActiveState") in ("active", "activating", "reloading"),
+        "enabled": found.get("UnitFileState") == "enabled",
+    }
+
+
+def _missing_packages(config: Config) -> list[str]:
+    needs_zstd = config.backup_compression == "zstd" and not shutil.which("zstd")
+    return ["zstd"] if needs_zstd else []
+
+
+def _directories(config: Config) -> dict[str, Path]:
+    return {
+        "data": config.database.parent,
+        "backup": config.backup_directory,
+        "state": config.state_directory,
+    }
+
+
+def _file_systems(config: Config) -> list[Check]:
+    """Check kind and free space, each file system once."""
+    checks = []
+    size = config.database.stat().st_size if config.database.is_file() else 0
+    # 500 MB to start with (design document, section 1.1), and room for the database twice over:
+    # one copy to check, one backup.
+    needed = max(config.minimum_free_mb * host.MB, 2 * size)
+    seen = set()
+    for name, path in _directories(config).items():
+        kind = host.file_system(path)
+        checks.append(
+            Check(
+                f"{name}_file_system",
+                host.is_local(kind),
+                "a local file system",
+                kind,
+                f"configure a path on a local disk: {path} is on {kind}, where SQLite's WAL is not safe",
+            )
+        )
+        device = os.stat(host.existing(path)).st_dev
+        if device not in seen:
+            seen.add(device)
+            free = host.free_bytes(path)
+            checks.append(
+                Check(
+                    f"{name}_free_space",
+                    free >= needed,
+                    f"{needed / host.MB:.0f} MB free",
+                    f"{free / host.MB:.0f} MB at {host.existing(path)}",
+                    f"free space there, or configure another disk: df -h {host.existing(path)}",
+                )
+            )
+    return checks
+
+
+def _paths(config: Config) -> list[Check]:
+    """Check that nobody else could swap a directory or the database under us."""
+    uid = pwd.getpwnam(config.owner).pw_uid if config.owner and _owner_exists(config) else None
+    trusted = {0, uid, None if config.owner else os.geteuid()}
+    checks = []
+    for name, path in {**_directories(config), "database": config.database}.items():
+        fault, hint = _fault(path, trusted)
+        if not fault and name == "database" and config.owner and os.path.lexists(path):
+            owner = os.lstat(path).st_uid
+            if owner != uid:
+                fault = f"{path} belongs to {database.user_name(owner)}"
+                hint = f"give it to {config.owner} with its -wal and -shm: chown {config.owner}: {path}*"
+        checks.append(Check(f"{name}_path", not fault, "no symlink, no stranger's", fault or str(path), hint))
+    return checks
+
+
+def _fault(path: Path, trusted: set[int | None]) -> tuple[str, str]:
+    for each in [*reversed(path.parents), path]:
+        if not os.path.lexists(each):
+            break
+        found = os.lstat(each)
+        if stat.S_ISLNK(found.st_mode):
+            return f"{each} is a symlink to {os.readlink(each)}", f"configure the real path: readlink -f {each}"
+        if found.st_uid not in trusted:
+            return f"{each} belongs to {database.user_name(found.st_uid)}", f"look who uses it: ls -ld {each}"
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            return f"{each} can be written by everybody", f"take that away: chmod o-w {each}"
+    return "", ""

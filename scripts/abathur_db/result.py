@@ -1,0 +1,115 @@
+"""What every command returns: a Result made of Checks, or a Failure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Any
+
+
+class Exit(IntEnum):
+    """Exit codes; operators script against them, so they never change."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CRASH = 70
+    """EX_SOFTWARE of sysexits.h: a defect of the tool; the traceback is on standard error."""
+    BUSY = 75
+    """EX_TEMPFAIL of sysexits.h: try again later."""
+
+
+class Failure(Exception):
+    """An expected error: what failed with its value, and the next command to run."""
+
+    def __init__(self, message: str, hint: str, code: Exit = Exit.FAILED) -> None:
+        """Take the sentence, the hint and the exit code."""
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing compared: its name, what was expected, what was found, and the next step if it failed.
+
+    A warning is a check that passed and still has something to say in its hint.
+    """
+
+    id: str
+    ok: bool
+    expected: str
+    measured: str
+    hint: str = ""
+    warning: bool = False
+
+    def __post_init__(self) -> None:
+        """Drop the next step of a check that needs none."""
+        if self.ok and not self.warning:
+            object.__setattr__(self, "hint", "")
+
+
+@dataclass
+class Result:
+    """The answer of a command; as JSON it is the contract with Ansible and with operators' scripts."""
+
+    command: str
+    summary: str
+    changed: bool = False
+    checks: list[Check] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    hint: str = ""
+    code: Exit = Exit.OK
+    table: list[str] = field(default_factory=list)
+    """Readable lines below the checks; what they say stands in `data` as well."""
+
+    @property
+    def ok(self) -> bool:
+        """True when the command did its work and every check passed."""
+        return self.code is Exit.OK and all(check.ok for check in self.checks)
+
+    @property
+    def exit_code(self) -> Exit:
+        """The exit code: the one set, or FAILED when a check did."""
+        return self.code if self.code is not Exit.OK or self.ok else Exit.FAILED
+
+    def report(self) -> list[str]:
+        """Return the readable table: a line per check, under a failed one what was expected and the next step."""
+        width = max((len(check.id) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            mark = "ok" if check.ok and not check.warning else "warn" if check.ok else "FAIL"
+            lines.append(f"{mark:4}  {check.id:{width}}  {check.measured}")
+            if not check.ok:
+                lines.append(f"{'':{width + 6}}  expected: {check.expected}")
+            if check.hint:
+                lines.append(f"{'':{width + 6}}  next: {check.hint}")
+        return lines + self.table
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of the JSON contract, in their documented order."""
+        return {
+            "command": self.command,
+            "ok": self.ok,
+            "changed": self.changed,
+            "summary": self.summary,
+            "checks": [asdict(check) for check in self.checks],
+            "report": self.report(),
+            "data": self.data,
+            "hint": self.hint,
+        }
+
+
+def summarize(command: str, checks: list[Check]) -> tuple[str, str]:
+    """Return the sentence and the hint for a list of checks: the first failure names itself."""
+    failed = [check for check in checks if not check.ok]
+    if not failed:
+        warnings = sum(check.warning for check in checks)
+        also = f", {warnings} with a warning" if warnings else ""
+        return f"all {len(checks)} checks passed{also}", ""
+    first = failed[0]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return (
+        f"{command} failed at {first.id}: expected {first.expected}, found {first.measured}{more}",
+        first.hint,
+    )

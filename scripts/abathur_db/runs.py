@@ -1,0 +1,76 @@
+"""What a host remembers of its runs: the last result and the last success of each command, and the lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_db.result import Exit, Failure
+
+
+def now() -> str:
+    """Return the present moment as ISO text in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def record(state_directory: Path, run: dict[str, Any]) -> None:
+    """Keep a run as the last result of its command, and as its last success if it was one."""
+    text = json.dumps(run, indent=2) + "\n"
+    for kind in ("last", "success") if run["ok"] else ("last",):
+        directory = state_directory / kind
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / f"{run['command']}.json", text)
+
+
+def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] | None:
+    """Return the `last` or `success` record of a command, None when there is none to be read."""
+    try:
+        found = json.loads((state_directory / kind / f"{command}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@contextmanager
+def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator[None]:
+    """Hold the one lock that all commands which change something share.
+
+    The kernel frees it when the holder dies, so it never has to be cleared by hand.
+    Raises Failure (BUSY), naming the holder, after `wait_seconds`.
+    """
+    state_directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(state_directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another run"
+                    raise Failure(
+                        f"{command} waited {wait_seconds:g} s for {holder}; nothing was changed",
+                        "let it finish and run this again; watch it: journalctl -f -u 'abathur-db@*'",
+                        Exit.BUSY,
+                    ) from None
+                time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{command} (pid {os.getpid()}, since {now()})".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

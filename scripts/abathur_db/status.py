@@ -1,0 +1,153 @@
+"""What a host can tell of itself at a glance, and the sentence an alert says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from abathur_db import __version__, backup, database, host, maintenance, runs, schema
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result, summarize
+
+TIMERS = "abathur-db@*.timer"
+
+
+def timers(*units: str) -> dict[str, dict[str, str]]:
+    """Return job -> properties of its timer; all of them when no unit is named; none without systemd."""
+    wanted = units or (TIMERS,)
+    names = "Id,LoadState,ActiveState,UnitFileState,NextElapseUSecRealtime,LastTriggerUSec"
+    found: dict[str, dict[str, str]] = {}
+    block: dict[str, str] = {}
+    for line in [*host.systemctl("show", *wanted, "--property", names), ""]:
+        if line:
+            name, _, value = line.partition("=")
+            block[name] = value
+        elif block:
+            found[job_of(block["Id"])] = block
+            block = {}
+    return found
+
+
+def job_of(unit: str) -> str:
+    """Return the job in the name of an instance: abathur-db@backup.timer is backup."""
+    return unit.partition("@")[2].rpartition(".")[0]
+
+
+def status(config: Config) -> Result:
+    """Tell version, schema, sizes, WAL, and the last result and next run of each job."""
+    data: dict[str, Any] = {"version": __version__, "database": str(config.database)}
+    checks = [_database(config, data), *_wal(config, data), _disk(config, data)]
+    data["jobs"] = _jobs(config)
+    for name, job in data["jobs"].items():
+        if job["ok"] is not None:
+            checks.append(
+                Check(
+                    f"job_{name}",
+                    job["ok"],
+                    "succeeded at its last run",
+                    f"{job['finished']}: {job['summary']}",
+                    f"see why: journalctl -u abathur-db@{name} -n 50",
+                )
+            )
+    newest = next(iter(backup.backups(config)), None)
+    data["newest_backup"] = newest.file if newest else None
+    summary, hint = summarize("status", checks)
+    return Result("status", summary, checks=checks, data=data, hint=hint, table=_table(data))
+
+
+def _table(data: dict[str, Any]) -> list[str]:
+    newest = data["newest_backup"] or "none"
+    lines = ["", f"abathur-db {data['version']}, {data['database']}, newest backup: {newest}"]
+    if data["jobs"]:
+        lines.append(f"{'job':16} {'last result':12} {'last success':26} next run")
+    for name, job in data["jobs"].items():
+        last = "never ran" if job["ok"] is None else "succeeded" if job["ok"] else "failed"
+        lines.append(f"{name:16} {last:12} {job['last_success'] or 'never':26} {job['next_run'] or 'never'}")
+    return [*lines, ""]
+
+
+def _database(config: Config, data: dict[str, Any]) -> Check:
+    try:
+        with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+            data["schema_version"] = database.pragma(connection, "user_version")
+            data["journal_mode"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
+            data.update(maintenance.sizes(config, connection))
+    except Failure as failure:
+        return Check("database", False, "can be opened", str(failure), failure.hint)
+    known = schema.latest()
+    return Check(
+        "database",
+        data["schema_version"] == known,
+        f"schema version {known}",
+        f"schema version {data['schema_version']}, {data['database_bytes'] / host.MB:.1f} MB",
+        "deploy again: ansible-playbook deploy.yml",
+    )
+
+
+def _wal(config: Config, data: dict[str, Any]) -> list[Check]:
+    if "journal_mode" not in data:
+        return []
+    return [
+        Check(
+            "journal_mode",
+            data["journal_mode"] == "wal",
+            "wal",
+            data["journal_mode"],
+            "switch it back: abathur-db init",
+        ),
+        wal_size(config, data["wal_bytes"]),
+    ]
+
+
+def wal_size(config: Config, size: int) -> Check:
+    """Compare the write-ahead log with its limit (100 MB in the design document, section 7.2)."""
+    return Check(
+        "wal_size",
+        size <= config.wal_limit_mb * host.MB,
+        f"at most {config.wal_limit_mb} MB",
+        f"{size / host.MB:.1f} MB",
+        f"a reader may hold it open; find it: fuser -v {config.database}",
+    )
+
+
+def _disk(config: Config, data: dict[str, Any]) -> Check:
+    free = data["free_bytes"] = host.free_bytes(config.database)
+    return Check(
+        "free_space",
+        free >= config.minimum_free_mb * host.MB,
+        f"at least {config.minimum_free_mb} MB free",
+        f"{free / host.MB:.0f} MB",
+        f"free space there: df -h {config.database.parent}",
+    )
+
+
+def _jobs(config: Config) -> dict[str, dict[str, Any]]:
+    jobs = {}
+    for name, timer in sorted(timers().items()):
+        last = runs.recorded(config.state_directory, "last", name)
+        success = runs.recorded(config.state_directory, "success", name)
+        jobs[name] = {
+            "ok": last["ok"] if last else None,
+            "summary": last["summary"] if last else "never ran",
+            "finished": last["finished"] if last else None,
+            "seconds": last["seconds"] if last else None,
+            "last_success": success["finished"] if success else None,
+            "next_run": timer["NextElapseUSecRealtime"] or None,
+        }
+    return jobs
+
+
+def alert(config: Config, job: str) -> Result:
+    """Say in one sentence why a job's unit failed; systemd gives the unit's result in MONITOR_* variables.
+
+    The variables are described in systemd.exec(5). A run that was killed left no result of its own.
+    """
+    last = runs.recorded(config.state_directory, "last", job)
+    outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
+    own_words = last is not None and not last["ok"] and last["invocation"] == os.environ.get("MONITOR_INVOCATION_ID", "")
+    if last is not None and (own_words or (not outcome and not last["ok"])):
+        sentence, hint = last["summary"], last["hint"]
+    else:
+        sentence = f"ended with {outcome or 'an unknown result'} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
+        hint = f"see why: journalctl -u abathur-db@{job} -n 50"
+    return Result("alert", f"job {job} failed: {sentence}", data={"job": job, "result": outcome}, hint=hint)

@@ -1,0 +1,119 @@
+"""The validation: the live database looked at read only, and an application's work rehearsed on a clone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from abathur_db import database, maintenance, rehearsal, runs, schema, status
+from abathur_db.config import Config
+from abathur_db.result import Check, Result, summarize
+
+
+def validate(config: Config, jobs: list[str]) -> Result:
+    """Prove that the database is what the design promises; production rows are never written.
+
+    `jobs`: the names that must have an enabled timer (none for a database of one's own).
+    Raises Failure when the database cannot be opened or the clone finds no space.
+    """
+    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+        checks = schema.checks(connection)
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        checks.append(Check("journal_mode", mode == "wal", "wal", mode, "switch it back: abathur-db init"))
+        found = database.problems(connection)
+        checks.append(
+            Check(
+                "quick_check",
+                not found,
+                "ok",
+                found[0] if found else "ok",
+                "keep the database with its -wal and -shm, and restore the newest backup",
+            )
+        )
+        checks.append(maintenance.foreign_keys(config, connection))
+        sizes = maintenance.sizes(config, connection)
+        checks.append(status.wal_size(config, sizes["wal_bytes"]))
+    checks += _modes(config)
+    checks += _timers(jobs) if jobs else []
+    checks += _backup_job(config) if "backup" in jobs else []
+    latencies = []
+    if not found:
+        with maintenance.clone(config) as copy:
+            rehearsed, latencies = rehearsal.rehearse(config, copy)
+        checks += rehearsed
+    summary, hint = summarize("validate", checks)
+    data = {**sizes, "latencies": latencies}
+    return Result("validate", summary, checks=checks, data=data, hint=hint, table=_latency_table(latencies))
+
+
+def _latency_table(latencies: list[dict[str, Any]]) -> list[str]:
+    if not latencies:
+        return []
+    lines = ["", f"{'query':20} {'sessions':>8} {'samples':>8} {'p50 ms':>8} {'p99 ms':>8} {'budget ms':>9}"]
+    for row in latencies:
+        lines.append(
+            f"{row['query']:20} {row['sessions']:8} {row['count']:8} {row['p50_ms']:8.2f} {row['p99_ms']:8.2f}"
+            f" {row['budget_ms']:9g}"
+        )
+    return [*lines, ""]
+
+
+def _modes(config: Config) -> list[Check]:
+    """Check that nobody but the owner reads or writes the data (design document, section 2.1: 0700)."""
+    files = [config.database, *database.sidecars(config.database)]
+    wanted = {config.database.parent: 0o700} if config.owner else {}
+    checks = []
+    for path in [*wanted, *(each for each in files if each.exists())]:
+        found = os.lstat(path)
+        mode = stat.S_IMODE(found.st_mode)
+        good = found.st_uid == os.geteuid() and not mode & 0o077
+        checks.append(
+            Check(
+                f"mode_{path.name}",
+                good,
+                f"{database.user_name(os.geteuid())}, nothing for others",
+                f"{database.user_name(found.st_uid)}, {mode:04o}",
+                _repair(path),
+            )
+        )
+    return checks
+
+
+def _repair(path: Path) -> str:
+    user = database.user_name(os.geteuid()).split()[0]
+    return f"chown --no-dereference {user}: {path} && chmod go= {path}"
+
+
+def _timers(jobs: list[str]) -> list[Check]:
+    units = {job: f"abathur-db@{job}.timer" for job in jobs}
+    found = status.timers(*units.values())
+    checks = []
+    for job, unit in units.items():
+        timer = found.get(job, {})
+        enabled, active = timer.get("UnitFileState", ""), timer.get("ActiveState", "")
+        following = timer.get("NextElapseUSecRealtime", "")
+        checks.append(
+            Check(
+                f"timer_{job}",
+                enabled == "enabled" and active == "active" and bool(following),
+                "enabled, active, with a next run",
+                f"{enabled or 'absent'}, {active or 'unknown'}, next {following or 'never'}",
+                f"systemctl enable --now {unit}",
+            )
+        )
+    return checks
+
+
+def _backup_job(config: Config) -> list[Check]:
+    last = runs.recorded(config.state_directory, "last", "backup")
+    return [
+        Check(
+            "backup_job",
+            last is not None and last["ok"] and bool(last["invocation"]),
+            "ran through its unit and succeeded",
+            f"{last['finished']}: {last['summary']}" if last else "never ran",
+            "systemctl start abathur-db@backup; journalctl -u abathur-db@backup -n 50",
+        )
+    ]

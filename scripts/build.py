@@ -1,0 +1,96 @@
+"""Builds the one artefact: abathur-db, a zip application that needs nothing but Python on a host.
+
+Reproducible: the same sources give the same bytes, so its name can carry a hash of them and a
+release is never overwritten by another. Prints one JSON line: path, release, sha256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Isolated mode: neither the caller's directory nor PYTHON* variables reach a tool that root may run.
+SHEBANG = b"#!/usr/bin/python3 -I\n"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest moment that a zip archive can hold."""
+
+
+def sources() -> dict[str, bytes]:
+    """Return every file of the archive by its name in it: the package, sql/, aiosqlite and its licence.
+
+    Exits with a sentence when aiosqlite is absent or not the version that the lock file pins.
+    """
+    package = ROOT / "scripts" / "abathur_db"
+    found = {f"abathur_db/{each.name}": each.read_bytes() for each in package.iterdir() if each.is_file()}
+    for each in (ROOT / "sql").rglob("*"):
+        if each.is_file():
+            found[f"abathur_db/sql/{each.relative_to(ROOT / 'sql').as_posix()}"] = each.read_bytes()
+    found["__main__.py"] = b"import sys\n\nfrom abathur_db.__main__ import run\n\nsys.exit(run())\n"
+    return found | _aiosqlite()
+
+
+def _aiosqlite() -> dict[str, bytes]:
+    lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = re.search(r"^aiosqlite==(\S+)", lock, re.MULTILINE)
+    try:
+        distribution = metadata.distribution("aiosqlite")
+    except metadata.PackageNotFoundError:
+        sys.exit("build: aiosqlite is not installed for this Python\nnext: run it from the project's environment: make venv")
+    if pinned is None or distribution.version != pinned[1]:
+        wanted = pinned[1] if pinned else "no version"
+        sys.exit(f"build: aiosqlite {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv")
+    wanted_files = re.compile(r"aiosqlite/[a-z_]+\.py|aiosqlite-[^/]+/(licenses/)?LICENSE")
+    return {
+        each.as_posix(): Path(str(each.locate())).read_bytes()
+        for each in distribution.files or []
+        if wanted_files.fullmatch(each.as_posix())
+    }
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """Return the zip application: sorted names, one fixed time, one fixed mode.
+
+    Stored, not deflated: compressed bytes differ between two versions of zlib, and 150 kB are no burden.
+    """
+    buffer = io.BytesIO()
+    buffer.write(SHEBANG)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.external_attr = 0o644 << 16
+            packed.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Write the artefact to --output unless it is there already."""
+    parser = argparse.ArgumentParser(description="Builds the zip application abathur-db.")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, default: dist")
+    target = parser.parse_args().output / "abathur-db"
+    files = sources()
+    version = re.search(rb'__version__ = "(.+)"', files["abathur_db/__init__.py"])
+    if version is None:
+        sys.exit("build: scripts/abathur_db/__init__.py states no __version__")
+    built = archive(files)
+    digest = hashlib.sha256(built).hexdigest()
+    release = f"{version[1].decode()}-{digest[:12]}"
+    changed = not target.exists() or target.read_bytes() != built
+    if changed:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(".abathur-db.partial")
+        partial.write_bytes(built)
+        partial.chmod(0o755)
+        partial.replace(target)
+    print(json.dumps({"path": str(target), "release": release, "sha256": digest}))
+
+
+if __name__ == "__main__":
+    main()
