@@ -7,6 +7,7 @@ import pwd
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
@@ -20,18 +21,20 @@ def preflight(config: Config) -> Result:
     resources.preload()
     checks = [Check(**each) for each in requirements.all_checks()]  # type: ignore[arg-type]
     checks += [*_file_systems(config), *_paths(config)]
-    data: dict[str, object] = {
+    data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
         "application_units": [_unit(name) for name in config.application_units],
     }
     paths_are_sound = all(check.ok for check in checks)
     if paths_are_sound:
         checks.append(_planned(config, data))
+    data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
+    data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)
     return Result("preflight", summary, checks=checks, data=data, hint=hint)
 
 
-def _planned(config: Config, data: dict[str, object]) -> Check:
+def _planned(config: Config, data: dict[str, Any]) -> Check:
     try:
         if _owner_exists(config):
             host.become(config.owner)

@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Makes and throws away real systemd hosts on this machine, for `make deploy` and for molecule.
+
+A host is an overlay over a cached Debian tree, booted by systemd-nspawn; its sshd listens on a port
+of 127.0.0.1 of its own. Needs root, and the packages systemd-container, mmdebstrap, openssh-client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abathur-ops"
+HOSTS = CACHE / "hosts"
+SUITES = ("bookworm", "trixie")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "openssh-server", "zstd")
+BOOT_SECONDS = 120
+"""A boot takes 6 s on 2 quiet cores; a busy machine may take its time."""
+
+
+def die(what: str, following: str) -> NoReturn:
+    """End with what failed and the next command."""
+    sys.exit(f"testhost: {what}\nnext: {following}")
+
+
+def say(text: str) -> None:
+    """Tell progress, away from standard output."""
+    print(f"testhost: {text}", file=sys.stderr, flush=True)
+
+
+def run(*command: str | Path) -> str:
+    """Run a command; return its output. Ends with its error output when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        die(f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-2000:]}", "read it, then run this again")
+    return done.stdout
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Let one process at a time build a tree or change a host."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def tree(suite: str) -> Path:
+    """Return the cached root tree of a Debian suite, built first when its recipe is new."""
+    recipe = hashlib.sha256(repr((suite, PACKAGES)).encode()).hexdigest()[:12]
+    target = CACHE / "trees" / f"{suite}-{recipe}"
+    with locked(f"tree-{suite}"):
+        if not target.exists():
+            say(f"building the tree of Debian {suite} (once, about 20 s)")
+            partial = target.with_name(target.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", suite, partial)
+            # Unmasked by default, these wait for a network that an nspawn host shares with the machine.
+            for unit in ("systemd-networkd-wait-online.service", "apt-daily.timer", "apt-daily-upgrade.timer"):
+                (partial / "etc/systemd/system" / unit).symlink_to("/dev/null")
+            partial.rename(target)
+    return target
+
+
+def started(pid: int) -> str:
+    """Return the start time of a process from /proc, empty when it is gone: tells a reused pid apart."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def state(name: str) -> dict[str, Any] | None:
+    """Return what is known of a host, None when there is no such host."""
+    try:
+        found: dict[str, Any] = json.loads((HOSTS / name / "host.json").read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def alive(name: str) -> bool:
+    """Tell whether the host's process is the one that was started, and still runs."""
+    host = state(name)
+    return host is not None and started(host["pid"]) == host["started"]
+
+
+def ssh_command(host: dict[str, Any]) -> list[str]:
+    """Return the ssh command line that logs in to a host."""
+    options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=5")
+    flags = [part for option in options for part in ("-o", option)]
+    return ["ssh", *flags, "-i", host["key"], "-p", str(host["port"]), "root@127.0.0.1"]
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def create(name: str, suite: str) -> bool:
+    """Boot a host unless it runs already; return whether it had to be made."""
+    with locked(f"host-{name}"):
+        if alive(name):
+            return False
+        base = tree(suite)
+        _destroy(name)
+        home = HOSTS / name
+        for part in ("upper", "work", "root"):
+            (home / part).mkdir(parents=True)
+        try:
+            _boot(name, suite, base)
+        except BaseException:
+            _show_log(home)
+            _destroy(name)
+            raise
+    return True
+
+
+def _boot(name: str, suite: str, base: Path) -> None:
+    home = HOSTS / name
+    root, key = home / "root", home / "key"
+    options = f"lowerdir={base},upperdir={home / 'upper'},workdir={home / 'work'}"
+    run("mount", "-t", "overlay", "overlay", "-o", options, root)
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key)
+    ssh = root / "root/.ssh"
+    ssh.mkdir(mode=0o700, exist_ok=True)
+    (ssh / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
+    port = free_port()
+    (root / "etc/ssh/sshd_config.d/testhost.conf").write_text(f"Port {port}\nListenAddress 127.0.0.1\n")
+    (root / "etc/hostname").write_text(f"{name}\n")
+    log = (home / "console.log").open("w")
+    say(f"booting {name} (Debian {suite})")
+    process = subprocess.Popen(
+        # The machine name carries the process id: names are one space for the whole machine.
+        ["systemd-nspawn", "-q", "-D", root, "--boot", "--register=no", "--keep-unit", "-M", f"{name}-{os.getpid()}"],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    host = {"name": name, "suite": suite, "pid": process.pid, "started": started(process.pid), "port": port}
+    host["key"] = str(key)
+    (home / "host.json").write_text(json.dumps(host))
+    deadline = time.monotonic() + BOOT_SECONDS
+    while True:
+        if process.poll() is not None:
+            die(f"{name} ended with {process.returncode} while booting", "see the console above")
+        command = [*ssh_command(host), "systemctl is-system-running || true"]
+        probe = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if probe.stdout.strip() in ("running", "degraded"):
+            break
+        if time.monotonic() > deadline:
+            answer = probe.stdout.strip() or probe.stderr.strip() or "no answer"
+            die(f"{name} did not come up in {BOOT_SECONDS} s: {answer}", "see the console above")
+        time.sleep(0.3)
+
+
+def _show_log(home: Path) -> None:
+    log = home / "console.log"
+    if log.exists():
+        sys.stderr.write("".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:]))
+
+
+def destroy(name: str) -> bool:
+    """Stop a host and delete all of it; return whether there was one."""
+    with locked(f"host-{name}"):
+        return _destroy(name)
+
+
+def _destroy(name: str) -> bool:
+    home = HOSTS / name
+    if not home.exists():
+        return False
+    host = state(name)
+    if host and alive(name):
+        # systemd-nspawn(1): SIGTERM asks the system inside to power off.
+        for sent, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+            os.kill(host["pid"], sent)
+            deadline = time.monotonic() + seconds
+            while alive(name) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not alive(name):
+                break
+    for _ in range(50):
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        if str(home / "root") not in mounts:
+            break
+        subprocess.run(["umount", home / "root"], capture_output=True, check=False)
+        time.sleep(0.1)
+    else:
+        die(f"{home / 'root'} is still mounted", f"see who uses it: fuser -vm {home / 'root'}; then run this again")
+    shutil.rmtree(home)
+    return True
+
+
+def names() -> list[str]:
+    """Return the names of all hosts, running or not."""
+    return sorted(path.name for path in HOSTS.iterdir()) if HOSTS.is_dir() else []
+
+
+def inventory(wanted: list[str]) -> dict[str, Any]:
+    """Return an Ansible inventory with the hosts in the group abathur."""
+    hosts = {}
+    for name in wanted:
+        host = state(name)
+        if host is None:
+            die(f"there is no host {name}", f"make it: testhost.py create {name}")
+        arguments = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        hosts[name] = {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": host["port"],
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": host["key"],
+            "ansible_ssh_common_args": arguments,
+        }
+    return {"abathur": {"hosts": hosts}}
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(description="Makes and throws away real systemd hosts on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("create", help="boot hosts, unless they run already")
+    sub.add_argument("names", nargs="+")
+    sub.add_argument("--suite", choices=SUITES, default="trixie")
+    sub = commands.add_parser("destroy", help="stop hosts and delete them")
+    sub.add_argument("names", nargs="*")
+    sub.add_argument("--all", action="store_true")
+    commands.add_parser("list", help="show the hosts")
+    sub = commands.add_parser("inventory", help="print an Ansible inventory of the hosts as JSON")
+    sub.add_argument("names", nargs="+")
+    sub = commands.add_parser("tree", help="build the cached tree of a suite and print its path")
+    sub.add_argument("--suite", choices=SUITES, default="trixie")
+    sub = commands.add_parser("ssh", help="log in to a host, or run a command on it")
+    sub.add_argument("name")
+    sub.add_argument("remote", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        die("this needs root", f"sudo -E python3 {' '.join(sys.argv)}")
+    if options.command == "create":
+        changed = [name for name in options.names if create(name, options.suite)]
+        print(json.dumps({"changed": bool(changed), "inventory": inventory(options.names)}))
+    elif options.command == "destroy":
+        changed = [name for name in (names() if options.all else options.names) if destroy(name)]
+        print(json.dumps({"changed": bool(changed)}))
+    elif options.command == "list":
+        print(json.dumps([{**(state(name) or {"name": name}), "running": alive(name)} for name in names()]))
+    elif options.command == "inventory":
+        print(json.dumps(inventory(options.names), indent=2))
+    elif options.command == "tree":
+        print(tree(options.suite))
+    else:
+        host = state(options.name)
+        if host is None:
+            die(f"there is no host {options.name}", f"make it: make deploy, or testhost.py create {options.name}")
+        command = ssh_command(host)
+        os.execvp("ssh", [*command, *options.remote])
+
+
+if __name__ == "__main__":
+    main()
