@@ -43,10 +43,14 @@ def _aiosqlite() -> dict[str, bytes]:
     try:
         distribution = metadata.distribution("aiosqlite")
     except metadata.PackageNotFoundError:
-        sys.exit("build: aiosqlite is not installed for this Python\nnext: run it from the project's environment: make venv")
+        sys.exit(
+            "build: aiosqlite is not installed for this Python\nnext: run it from the project's environment: make venv"
+        )
     if pinned is None or distribution.version != pinned[1]:
         wanted = pinned[1] if pinned else "no version"
-        sys.exit(f"build: aiosqlite {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv")
+        sys.exit(
+            f"build: aiosqlite {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv"
+        )
     wanted_files = re.compile(r"aiosqlite/[a-z_]+\.py|aiosqlite-[^/]+/(licenses/)?LICENSE")
     return {
         each.as_posix(): Path(str(each.locate())).read_bytes()

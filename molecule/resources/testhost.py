@@ -45,7 +45,9 @@ def run(*command: str | Path) -> str:
     """Run a command; return its output. Ends with its error output when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        die(f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-2000:]}", "read it, then run this again")
+        die(
+            f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-2000:]}", "read it, then run this again"
+        )
     return done.stdout
 
 

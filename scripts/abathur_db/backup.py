@@ -127,7 +127,7 @@ def _pack(config: Config, plain: Path, packed: Path, name: str) -> dict[str, str
     compress: dict[str, Callable[[Path, Path], None]] = {
         "zstd": _zstd,
         "gzip": _gzip,
-        "none": lambda source, target: os.replace(source, target),
+        "none": os.replace,
     }
     plain_bytes = plain.stat().st_size
     plain_sha256 = sha256(plain)

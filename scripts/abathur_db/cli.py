@@ -60,9 +60,7 @@ COMMANDS = {
     "analyze": Command(
         "maintenance:analyze", "refresh the statistics of the query planner", lock=True, dry_run=True, recorded=True
     ),
-    "vacuum": Command(
-        "maintenance:vacuum", "give free pages back, in slices", lock=True, dry_run=True, recorded=True
-    ),
+    "vacuum": Command("maintenance:vacuum", "give free pages back, in slices", lock=True, dry_run=True, recorded=True),
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),

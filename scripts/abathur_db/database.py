@@ -239,7 +239,8 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Failure(
-                f"{path} was locked by another process for longer than {busy_timeout_ms / 1000:g} s; nothing was changed",
+                f"{path} was locked by another process for longer than {busy_timeout_ms / 1000:g} s; "
+                "nothing was changed",
                 f"find it (fuser -v {path}), let it finish, run this again",
                 Exit.BUSY,
             ) from error

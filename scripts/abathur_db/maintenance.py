@@ -64,7 +64,8 @@ def vacuum(config: Config, dry_run: bool = False) -> Result:
         if database.pragma(connection, "auto_vacuum") != 2:
             return Result(
                 "vacuum",
-                f"skipped: the database was made without auto_vacuum=INCREMENTAL; {free} pages ({percent:.0f} %) stay free",
+                f"skipped: the database was made without auto_vacuum=INCREMENTAL; "
+                f"{free} pages ({percent:.0f} %) stay free",
                 data=data,
                 hint="free pages are used again by new rows; nothing has to be done",
             )

@@ -44,7 +44,9 @@ def operations(connection: sqlite3.Connection) -> list[Check]:
     """Create a session and a memory, and find both operations in the audit trail."""
     mark = f"validation:{uuid.uuid4()}"
     with database.transaction(connection):
-        connection.execute("INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'validation', 'validation')", (mark,))
+        connection.execute(
+            "INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'validation', 'validation')", (mark,)
+        )
         memory = connection.execute(
             "INSERT INTO memory_entries (namespace, key, value, memory_type, created_by, updated_by)"
             " VALUES (?, 'theme', '{\"mode\": \"dark\"}', 'semantic', ?, ?)",

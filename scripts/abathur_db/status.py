@@ -144,7 +144,9 @@ def alert(config: Config, job: str) -> Result:
     """
     last = runs.recorded(config.state_directory, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
-    own_words = last is not None and not last["ok"] and last["invocation"] == os.environ.get("MONITOR_INVOCATION_ID", "")
+    own_words = (
+        last is not None and not last["ok"] and last["invocation"] == os.environ.get("MONITOR_INVOCATION_ID", "")
+    )
     if last is not None and (own_words or (not outcome and not last["ok"])):
         sentence, hint = last["summary"], last["hint"]
     else:
