@@ -13,8 +13,8 @@ from abathur_db.result import Exit, Failure
 MB = 1_000_000
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs")
-    + ("nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs")
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
+    | {"nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs"}
 )
 """SQLite's WAL needs memory shared by all processes, which these do not give (sqlite.org/wal.html, section 2.2)."""
 

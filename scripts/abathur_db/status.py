@@ -9,16 +9,19 @@ from abathur_db import __version__, backup, database, host, maintenance, runs, s
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
-TIMERS = "abathur-db@*.timer"
+def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
+    """Return job -> properties of its timer, for the named jobs and all that are installed.
 
-
-def timers(*units: str) -> dict[str, dict[str, str]]:
-    """Return job -> properties of its timer; all of them when no unit is named; none without systemd."""
-    wanted = units or (TIMERS,)
-    names = "Id,LoadState,ActiveState,UnitFileState,NextElapseUSecRealtime,LastTriggerUSec"
+    A database of one's own has none, nor has a machine without systemd.
+    """
+    if not config.owner:
+        return {}
+    listed = host.systemctl("list-unit-files", "abathur-db@*.timer", "--no-legend", "--plain")
+    wanted = sorted({f"abathur-db@{job}.timer" for job in jobs} | {line.split()[0] for line in listed})
+    names = "Id,ActiveState,UnitFileState,NextElapseUSecRealtime"
     found: dict[str, dict[str, str]] = {}
     block: dict[str, str] = {}
-    for line in [*host.systemctl("show", *wanted, "--property", names), ""]:
+    for line in [*(host.systemctl("show", *wanted, "--property", names) if wanted else []), ""]:
         if line:
             name, _, value = line.partition("=")
             block[name] = value
@@ -33,11 +36,30 @@ def job_of(unit: str) -> str:
     return unit.partition("@")[2].rpartition(".")[0]
 
 
+def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
+    """Check that each timer is enabled, active, and has a next run."""
+    checks = []
+    for job, timer in found.items():
+        enabled, active, following = timer["UnitFileState"], timer["ActiveState"], timer["NextElapseUSecRealtime"]
+        checks.append(
+            Check(
+                f"timer_{job}",
+                enabled == "enabled" and active == "active" and bool(following),
+                "enabled, active, with a next run",
+                f"{enabled or 'absent'}, {active}, next {following or 'never'}",
+                f"systemctl enable --now abathur-db@{job}.timer (if it is absent: deploy again)",
+            )
+        )
+    return checks
+
+
 def status(config: Config) -> Result:
     """Tell version, schema, sizes, WAL, and the last result and next run of each job."""
     data: dict[str, Any] = {"version": __version__, "database": str(config.database)}
     checks = [_database(config, data), *_wal(config, data), _disk(config, data)]
-    data["jobs"] = _jobs(config)
+    found = timers(config, [])
+    data["jobs"] = _jobs(config, found)
+    checks += timer_checks(found)
     for name, job in data["jobs"].items():
         if job["ok"] is not None:
             checks.append(
@@ -121,9 +143,9 @@ def _disk(config: Config, data: dict[str, Any]) -> Check:
     )
 
 
-def _jobs(config: Config) -> dict[str, dict[str, Any]]:
+def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     jobs = {}
-    for name, timer in sorted(timers().items()):
+    for name, timer in found.items():
         last = runs.recorded(config.state_directory, "last", name)
         success = runs.recorded(config.state_directory, "success", name)
         jobs[name] = {

@@ -15,7 +15,7 @@ from abathur_db.result import Check, Result, summarize
 def validate(config: Config, jobs: list[str]) -> Result:
     """Prove that the database is what the design promises; production rows are never written.
 
-    `jobs`: the names that must have an enabled timer (none for a database of one's own).
+    `jobs`: the names that must have a timer, whether or not it is installed.
     Raises Failure when the database cannot be opened or the clone finds no space.
     """
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
@@ -36,8 +36,9 @@ def validate(config: Config, jobs: list[str]) -> Result:
         sizes = maintenance.sizes(config, connection)
         checks.append(status.wal_size(config, sizes["wal_bytes"]))
     checks += _modes(config)
-    checks += _timers(jobs) if jobs else []
-    checks += _backup_job(config) if "backup" in jobs else []
+    timers = status.timers(config, jobs)
+    checks += status.timer_checks(timers)
+    checks += _backup_job(config) if "backup" in timers else []
     latencies = []
     if not found:
         with maintenance.clone(config) as copy:
@@ -84,26 +85,6 @@ def _modes(config: Config) -> list[Check]:
 def _repair(path: Path) -> str:
     user = database.user_name(os.geteuid()).split()[0]
     return f"chown --no-dereference {user}: {path} && chmod go= {path}"
-
-
-def _timers(jobs: list[str]) -> list[Check]:
-    units = {job: f"abathur-db@{job}.timer" for job in jobs}
-    found = status.timers(*units.values())
-    checks = []
-    for job, unit in units.items():
-        timer = found.get(job, {})
-        enabled, active = timer.get("UnitFileState", ""), timer.get("ActiveState", "")
-        following = timer.get("NextElapseUSecRealtime", "")
-        checks.append(
-            Check(
-                f"timer_{job}",
-                enabled == "enabled" and active == "active" and bool(following),
-                "enabled, active, with a next run",
-                f"{enabled or 'absent'}, {active or 'unknown'}, next {following or 'never'}",
-                f"systemctl enable --now {unit}",
-            )
-        )
-    return checks
 
 
 def _backup_job(config: Config) -> list[Check]:

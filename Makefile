@@ -1,0 +1,81 @@
+# Two commands are enough to begin with: `make deploy` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+SUITE ?= trixie
+SCENARIO ?= default upgrade timers
+INVENTORY ?=
+ARGS ?=
+COMMAND ?=
+
+VENV := .venv/bin
+TESTHOST := $(VENV)/python molecule/resources/testhost.py
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule lock clean packages-host packages-test
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
+
+deploy: venv ## deploy to a throwaway systemd host, or to INVENTORY=path
+ifeq ($(INVENTORY),)
+	@$(MAKE) -s packages-host
+	@$(SUDO) $(TESTHOST) create demo --suite $(SUITE) >/dev/null
+	@mkdir -p .cache && $(SUDO) $(TESTHOST) inventory demo > .cache/inventory.json
+	@$(SUDO) env "PATH=$(PATH)" ansible-playbook deploy.yml -i .cache/inventory.json $(ARGS)
+	@printf '%s\n' '' 'The host "demo" runs Abathur'"'"'s database. Go on with:' \
+	  '  make ssh                                                        log in (then: abathur-db status)' \
+	  '  make ssh COMMAND="systemctl list-timers '"'"'abathur-db@*'"'"'"     watch the timers' \
+	  '  less reports/demo/validation.txt                                read the report again' \
+	  '  make destroy                                                    throw the host away'
+else
+	@ansible-playbook deploy.yml -i $(INVENTORY) $(ARGS)
+endif
+
+destroy: venv ## throw the host of `make deploy` away
+	@$(SUDO) $(TESTHOST) destroy demo >/dev/null
+
+ssh: venv ## log in to the host of `make deploy`, or run COMMAND="..." on it
+	@$(SUDO) $(TESTHOST) ssh demo $(if $(COMMAND),"$(COMMAND)")
+
+tool: venv ## build dist/abathur-db, the tool in one file
+	@$(VENV)/python scripts/build.py
+
+test: lint unit molecule ## run all checks and tests
+
+lint: venv ## check style and types of Python, YAML, roles and shell
+	@.ci/packages shellcheck
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint
+	shellcheck .ci/run .ci/packages .ci/venv
+
+unit: venv packages-test ## run the unit and contract tests with coverage
+	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests
+	$(SUDO) env "PATH=$(PATH)" coverage report
+
+molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
+	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule --no-command-borders test -s $$scenario; done
+
+venv: .venv/lock ## install the pinned Python packages into .venv
+
+.venv/lock: requirements.txt
+	@.ci/venv $(PYTHON)
+
+packages-host:
+	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
+
+packages-test: packages-host
+	@.ci/packages podman zstd
+
+lock: venv ## pin the newest versions that requirements.in allows
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
+	  --upgrade requirements.in -o requirements.txt
+
+clean: ## delete what was generated, but for test hosts
+	rm -rf .venv .cache dist reports .mypy_cache .ruff_cache .pytest_cache .coverage .ansible

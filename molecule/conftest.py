@@ -1,0 +1,58 @@
+"""Shared by the scenarios' tests: a host's tool and journal, and the playbooks run as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+Tool = Callable[..., dict[str, Any]]
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def tool(host: Any) -> Tool:
+    """Run a command of abathur-db on the host; return its JSON answer with the exit code."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        done = host.run(f"abathur-db {' '.join(arguments)} --json")
+        return {**json.loads(done.stdout), "exit_code": done.rc}
+
+    return run
+
+
+@pytest.fixture
+def playbook() -> Playbook:
+    """Run a playbook from the repository's root against this scenario's hosts."""
+
+    def run(name: str, *arguments: str, inventory: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment.pop("ANSIBLE_FORCE_COLOR", None)
+        path = inventory or os.environ["MOLECULE_INVENTORY_FILE"]
+        return subprocess.run(
+            ["ansible-playbook", name, "-i", path, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:  # noqa: ARG001 - the hook's signature
+    """Show the bundle's journal of the host when a test fails."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.when == "call" and report.failed and "host" in item.funcargs:
+        journal = item.funcargs["host"].run("journalctl --no-pager -n 60 -u 'abathur*'").stdout
+        report.sections.append(("journal of the host", journal))

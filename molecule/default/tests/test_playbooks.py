@@ -1,0 +1,112 @@
+"""What an operator meets when a deploy goes otherwise than planned; each test leaves the hosts deployed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import testinfra
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    path = os.environ["MOLECULE_INVENTORY_FILE"]
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+
+
+def recap(output: str, word: str) -> set[int]:
+    """Return the numbers that the recap gives for changed, failed, …, host by host."""
+    return {int(number) for number in re.findall(rf"^\S+-debian\d+ .*{word}=(\d+)", output, re.MULTILINE)}
+
+
+def test_an_empty_inventory_is_an_error_that_says_what_to_do(playbook: Any, tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("abathur:\n  hosts: {}\n")
+    done = playbook("deploy.yml", inventory=str(tmp_path / "hosts.yml"))
+    assert done.returncode != 0
+    assert "There is no host in the group" in done.stdout
+    assert "inventories/example" in done.stdout
+
+
+def test_limit_and_tags_narrow_a_deploy(playbook: Any) -> None:
+    done = playbook("deploy.yml", "--limit", "*-debian12", "--tags", "schema")
+    assert done.returncode == 0, done.stdout
+    assert "debian13" not in done.stdout
+    assert "TASK [abathur_validation : Validate the database]" not in done.stdout
+    assert recap(done.stdout, "changed") == {0}
+
+
+def test_a_preflight_names_all_failures_and_changes_nothing(playbook: Any) -> None:
+    for host in hosts():
+        host.check_output("ln -sfn /var/tmp /srv/link")
+    variables = {"abathur_db_backup_directory": "/srv/link/backups", "abathur_db_minimum_free_mb": 99_000_000}
+    done = playbook("deploy.yml", "-e", json.dumps(variables))
+    for host in hosts():
+        assert not host.file("/var/tmp/backups").exists
+        assert "/srv/link" not in host.file("/etc/abathur-db.toml").content_string
+        host.check_output("rm /srv/link")
+    assert done.returncode != 0
+    assert "/srv/link is a symlink to /var/tmp" in done.stdout
+    assert re.search(r"FAIL\s+data_free_space", done.stdout)
+    assert "Nothing was changed." in done.stdout
+    assert recap(done.stdout, "changed") == {0}
+
+
+def test_a_variable_of_the_wrong_type_is_refused_before_anything_runs(playbook: Any) -> None:
+    done = playbook("deploy.yml", "-e", '{"abathur_db_backup_compression": "rar"}')
+    assert done.returncode != 0
+    assert "value of abathur_db_backup_compression must be one of: zstd, gzip, none, got: rar" in done.stdout
+    assert recap(done.stdout, "changed") == {0}
+
+
+def test_a_job_taken_out_of_the_table_is_retired(playbook: Any) -> None:
+    jobs = {"abathur_maintenance_jobs": {"backup": {"calendar": "*-*-* 02:00:00"}}}
+    done = playbook("deploy.yml", "-e", json.dumps(jobs))
+    assert done.returncode == 0, done.stdout
+    for host in hosts():
+        assert "vacuum" not in host.check_output("systemctl list-timers --all --no-legend --plain 'abathur-db@*'")
+        assert not host.file("/etc/systemd/system/abathur-db@vacuum.timer").exists
+        assert not host.file("/etc/systemd/system/timers.target.wants/abathur-db@vacuum.timer").exists
+    back = playbook("deploy.yml")
+    assert back.returncode == 0, back.stdout
+    assert all(host.service("abathur-db@vacuum.timer").is_enabled for host in hosts())
+
+
+def test_a_failed_check_fails_the_deploy_and_names_itself_and_the_next_step(playbook: Any) -> None:
+    for host in hosts():
+        host.check_output("chmod 0755 /var/lib/abathur/abathur.db")
+        host.check_output("systemctl disable --now abathur-db@analyze.timer")
+    done = playbook("playbooks/validate.yml")
+    for host in hosts():
+        host.check_output("chmod 0600 /var/lib/abathur/abathur.db")
+    assert done.returncode != 0
+    assert "validate failed at mode_abathur.db" in done.stdout
+    assert "chown --no-dereference abathur: /var/lib/abathur/abathur.db && chmod go=" in done.stdout
+    assert re.search(r"FAIL\s+timer_analyze", done.stdout)
+    repaired = playbook("deploy.yml")
+    assert repaired.returncode == 0, repaired.stdout
+    assert recap(repaired.stdout, "changed") == {1}
+
+
+def test_remove_keeps_data_and_a_deploy_takes_it_up_again(playbook: Any) -> None:
+    before = [host.check_output("stat -c %i /var/lib/abathur/abathur.db") for host in hosts()]
+    done = playbook("playbooks/remove.yml", "-e", '{"abathur_db_remove_data": true}')
+    assert done.returncode == 0, done.stdout
+    assert "Kept:" in done.stdout
+    for host in hosts():
+        assert host.check_output("systemctl list-units --all --no-legend --plain 'abathur-db*'") == ""
+        assert host.check_output("find /etc/systemd/system /opt /usr/local/bin /etc -maxdepth 2 -name 'abathur-db*'") == ""
+    assert recap(playbook("playbooks/remove.yml").stdout, "changed") == {0}
+    again = playbook("deploy.yml")
+    assert again.returncode == 0, again.stdout
+    assert [host.check_output("stat -c %i /var/lib/abathur/abathur.db") for host in hosts()] == before
+
+
+def test_told_twice_remove_deletes_the_data(playbook: Any) -> None:
+    twice = {"abathur_db_remove_data": True, "abathur_db_remove_data_really": True}
+    done = playbook("playbooks/remove.yml", "-e", json.dumps(twice))
+    assert done.returncode == 0, done.stdout
+    assert not any(host.file("/var/lib/abathur").exists or host.file("/var/backups/abathur").exists for host in hosts())
+    assert playbook("deploy.yml").returncode == 0
