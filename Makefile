@@ -60,7 +60,7 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage report
 
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
-	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule --no-command-borders test -s $$scenario; done
+	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
 
 venv: .venv/lock ## install the pinned Python packages into .venv
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 Tool = Callable[..., dict[str, Any]]
+Query = Callable[[str], list[list[Any]]]
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -25,6 +27,24 @@ def tool(host: Any) -> Tool:
         return {**json.loads(done.stdout), "exit_code": done.rc}
 
     return run
+
+
+@pytest.fixture
+def query(host: Any) -> Query:
+    """Ask the host's database as its owner; return the rows."""
+
+    def ask(sql: str) -> list[list[Any]]:
+        program = (
+            "import json, sqlite3\n"
+            f"rows = sqlite3.connect('/var/lib/abathur/abathur.db').execute({sql!r}).fetchall()\n"
+            "print(json.dumps(rows))"
+        )
+        encoded = base64.b64encode(program.encode()).decode()
+        answer = host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
+        found: list[list[Any]] = json.loads(answer)
+        return found
+
+    return ask
 
 
 @pytest.fixture

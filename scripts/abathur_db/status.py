@@ -9,6 +9,7 @@ from abathur_db import __version__, backup, database, host, maintenance, runs, s
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
+
 def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
     """Return job -> properties of its timer, for the named jobs and all that are installed.
 

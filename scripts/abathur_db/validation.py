@@ -39,7 +39,7 @@ def validate(config: Config, jobs: list[str]) -> Result:
     timers = status.timers(config, jobs)
     checks += status.timer_checks(timers)
     checks += _backup_job(config) if "backup" in timers else []
-    latencies = []
+    latencies: list[dict[str, Any]] = []
     if not found:
         with maintenance.clone(config) as copy:
             rehearsed, latencies = rehearsal.rehearse(config, copy)

@@ -49,14 +49,6 @@ SEEDS = {
 }
 
 
-def query(host: Any, sql: str) -> list[list[Any]]:
-    """Ask the database as its owner."""
-    program = f"import sqlite3,json;print(json.dumps(sqlite3.connect('/var/lib/abathur/abathur.db').execute({sql!r}).fetchall()))"
-    quoted = program.replace('"', '\\"')
-    found: list[list[Any]] = json.loads(host.check_output(f'runuser -u abathur -- python3 -c "{quoted}"'))
-    return found
-
-
 @pytest.mark.parametrize(
     ("path", "owner", "mode"),
     [
@@ -102,19 +94,22 @@ def test_units_have_no_fault_that_systemd_knows(host: Any) -> None:
     assert (verdict.rc, verdict.stderr.strip()) == (0, "")
 
 
-def test_the_seeds_are_exactly_those_of_the_design(host: Any) -> None:
-    rows = query(host, "SELECT namespace, key, memory_type, value, created_by, updated_by, version FROM memory_entries")
+def test_the_seeds_are_exactly_those_of_the_design(query: Any) -> None:
+    rows = query("SELECT namespace, key, memory_type, value, created_by, updated_by, version FROM memory_entries")
     assert {row[0]: (row[1], row[2], json.loads(row[3])) for row in rows} == SEEDS
     assert {tuple(row[4:]) for row in rows} == {("system", "system", 1)}
 
 
-def test_each_seed_left_its_audit_row(host: Any) -> None:
-    sql = "SELECT memory_namespace FROM audit JOIN memory_entries m ON m.id = memory_entry_id WHERE action_type = 'seed'"
-    assert {row[0] for row in query(host, sql)} == set(SEEDS)
+def test_each_seed_left_its_audit_row(query: Any) -> None:
+    sql = (
+        "SELECT memory_namespace FROM audit JOIN memory_entries ON memory_entries.id = memory_entry_id"
+        " WHERE action_type = 'seed'"
+    )
+    assert {row[0] for row in query(sql)} == set(SEEDS)
 
 
-def test_the_database_can_give_pages_back_and_is_in_wal_mode(host: Any) -> None:
-    assert query(host, "SELECT * FROM pragma_auto_vacuum, pragma_journal_mode") == [[2, "wal"]]
+def test_the_database_can_give_pages_back_and_is_in_wal_mode(query: Any) -> None:
+    assert query("SELECT * FROM pragma_auto_vacuum, pragma_journal_mode") == [[2, "wal"]]
 
 
 def test_status_says_that_all_is_well(tool: Any) -> None:
@@ -143,6 +138,7 @@ def test_a_stranger_is_told_how_to_run_the_tool(host: Any) -> None:
 
 def test_the_backup_restores_with_zstd_and_sqlite_alone(host: Any) -> None:
     host.check_output("sh -c 'zstd -dqf /var/backups/abathur/*.db.zst -o /root/restored.db'")
-    program = "import sqlite3; print(sqlite3.connect('/root/restored.db').execute('PRAGMA integrity_check').fetchone()[0])"
+    check = "sqlite3.connect('/root/restored.db').execute('PRAGMA integrity_check').fetchone()[0]"
+    program = f"import sqlite3; print({check})"
     assert host.check_output(f'python3 -c "{program}"') == "ok"
     host.check_output("rm /root/restored.db")

@@ -1,0 +1,166 @@
+"""Each job through its unit, as its timer starts it; and what it does when the host is in trouble."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+JOBS = ("backup", "analyze", "vacuum", "integrity-check")
+WRITERS = ("backup", "analyze", "vacuum")
+
+
+def start(host: Any, job: str) -> Any:
+    """Start a job's unit and wait for its end."""
+    return host.run(f"systemctl start abathur-db@{job}.service")
+
+
+def last(host: Any, job: str) -> dict[str, Any]:
+    """Return the record of a job's last run."""
+    record: dict[str, Any] = json.loads(host.file(f"/var/lib/abathur-db/last/{job}.json").content_string)
+    return record
+
+
+def alert_of(host: Any, job: str, cursor: str) -> str:
+    """Return what the alert of a job said since `cursor`; it runs after the job, so it is waited for."""
+    for _ in range(50):
+        said: str = host.check_output(
+            f"journalctl --no-pager -o cat -p err -u abathur-db-alert@{job}.service --after-cursor '{cursor}'"
+        )
+        if said:
+            return said
+        time.sleep(0.2)
+    return ""
+
+
+def now(host: Any) -> str:
+    """Return the journal's present position."""
+    output: str = host.check_output("journalctl -n 0 --show-cursor --no-pager")
+    return output.rpartition("cursor: ")[2].strip()
+
+
+@contextmanager
+def setting(host: Any, key: str, value: str) -> Iterator[None]:
+    """Change one setting of the host for a while."""
+    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
+    host.check_output(f"sed -i 's|^{key} = .*|{key} = {value}|' /etc/abathur-db.toml")
+    try:
+        yield
+    finally:
+        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_succeeds_through_its_unit_and_is_recorded(host: Any, tool: Any, job: str) -> None:
+    done = start(host, job)
+    assert done.rc == 0, host.check_output(f"journalctl --no-pager -u abathur-db@{job}")
+    record = last(host, job)
+    assert record["ok"]
+    assert record["invocation"]
+    assert tool("status")["data"]["jobs"][job]["ok"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_timer_that_elapses_starts_its_job(host: Any, job: str) -> None:
+    before = last(host, job)["invocation"] if host.file(f"/var/lib/abathur-db/last/{job}.json").exists else ""
+    drop_in = f"/etc/systemd/system/abathur-db@{job}.timer.d"
+    host.check_output(f"mkdir -p {drop_in}")
+    host.check_output(
+        f"printf '[Timer]\\nOnActiveSec=1\\nRandomizedDelaySec=0\\nAccuracySec=100ms\\n' > {drop_in}/t.conf"
+    )
+    try:
+        host.check_output(f"systemctl daemon-reload && systemctl restart abathur-db@{job}.timer")
+        for _ in range(100):
+            if host.file(f"/var/lib/abathur-db/last/{job}.json").exists and last(host, job)["invocation"] != before:
+                break
+            time.sleep(0.2)
+    finally:
+        host.check_output(f"rm -r {drop_in} && systemctl daemon-reload && systemctl restart abathur-db@{job}.timer")
+    assert last(host, job)["invocation"] != before
+    assert last(host, job)["ok"]
+
+
+def test_analyze_records_the_sizes(host: Any, query: Any) -> None:
+    start(host, "analyze")
+    rows = query("SELECT DISTINCT metric_name FROM metrics ORDER BY 1")
+    assert [row[0] for row in rows] == ["database_bytes", "free_page_bytes", "wal_bytes"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_says_that_the_database_is_missing(host: Any, tool: Any, job: str) -> None:
+    cursor = now(host)
+    host.check_output("sh -c 'mkdir /root/aside && mv /var/lib/abathur/abathur.db* /root/aside'")
+    try:
+        done = start(host, job)
+        status = tool("status")
+    finally:
+        host.check_output("sh -c 'mv /root/aside/* /var/lib/abathur && rmdir /root/aside'")
+    assert done.rc != 0
+    assert "there is no database at /var/lib/abathur/abathur.db" in alert_of(host, job, cursor)
+    assert not status["ok"]
+    assert "there is no database" in status["summary"]
+    assert start(host, job).rc == 0
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_does_not_start_on_a_low_disk(host: Any, job: str) -> None:
+    before = host.check_output("ls -A /var/backups/abathur /var/lib/abathur-db/scratch")
+    cursor = now(host)
+    with setting(host, "minimum_free_mb", "99000000"):
+        done = start(host, job)
+    assert done.rc != 0
+    assert "needs 99000000 MB free" in alert_of(host, job, cursor).replace("99000001", "99000000")
+    assert host.check_output("ls -A /var/backups/abathur /var/lib/abathur-db/scratch") == before
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: str) -> None:
+    cursor = now(host)
+    host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
+    for _ in range(50):
+        if host.run("flock -n /var/lib/abathur-db/lock true").rc != 0:
+            break
+        time.sleep(0.1)
+    try:
+        with setting(host, "lock_wait_seconds", "1"):
+            done = start(host, job)
+    finally:
+        host.check_output("systemctl stop holder.service")
+    assert done.rc != 0
+    assert host.check_output(f"systemctl show -P ExecMainStatus abathur-db@{job}.service") == "75"
+    assert f"{job} waited 1 s for" in alert_of(host, job, cursor)
+
+
+def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
+    cursor = now(host)
+    host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
+    try:
+        host.check_output("systemctl start --no-block abathur-db@analyze.service")
+        for _ in range(50):
+            pid = host.check_output("systemctl show -P MainPID abathur-db@analyze.service")
+            if pid != "0":
+                break
+            time.sleep(0.1)
+        host.check_output("systemctl kill --signal=SIGKILL abathur-db@analyze.service")
+        said = alert_of(host, "analyze", cursor)
+    finally:
+        host.check_output("systemctl stop holder.service")
+    assert "job analyze failed: ended with signal" in said
+    assert start(host, "analyze").rc == 0
+
+
+def test_the_alert_command_can_be_replaced(host: Any, playbook: Any) -> None:
+    command = {"abathur_maintenance_alert_command": "/usr/bin/echo told about"}
+    changed = playbook("deploy.yml", "--tags", "units", "-e", json.dumps(command))
+    assert changed.returncode == 0, changed.stdout
+    cursor = now(host)
+    with setting(host, "minimum_free_mb", "99000000"):
+        start(host, "vacuum")
+    said = alert_of(host, "vacuum", cursor)
+    back = playbook("deploy.yml", "--tags", "units")
+    assert back.returncode == 0, back.stdout
+    assert said == "told about vacuum"
