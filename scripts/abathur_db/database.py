@@ -24,6 +24,12 @@ def sidecars(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in SIDECARS]
 
 
+def open_to_others(path: Path) -> list[Path]:
+    """Return the database's files that others than the owner may read or write; SQLite passes the mode on."""
+    files = [each for each in (path, *sidecars(path)) if each.exists()]
+    return [each for each in files if stat.S_IMODE(os.lstat(each).st_mode) & 0o077]
+
+
 def user_name(uid: int) -> str:
     """Return the user's name and number, as errors show them."""
     try:

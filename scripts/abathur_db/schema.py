@@ -47,7 +47,10 @@ class Schema:
 
 @dataclass
 class Plan:
-    """What init would do: `kind` is create, adopt, migrate or current; `steps` are sentences."""
+    """What init would do; `steps` are sentences.
+
+    `kind`: create, adopt, migrate (the application has to stand still), repair (it may run on), current.
+    """
 
     kind: str
     version: int
@@ -182,8 +185,9 @@ def _plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
         steps.append("adopt the existing database as schema version 1, keeping every row")
     steps += [f"create {_subject(statement)}" for statement in absent]
     steps += [f"apply migration {each.name}" for each in _pending(found.version)]
-    kind = "adopt" if adopt else "migrate" if steps else "current"
-    return Plan(kind, found.version, steps)
+    open_to_others = [f"close {each.name} to others" for each in database.open_to_others(path)]
+    kind = "adopt" if adopt else "migrate" if steps else "repair" if open_to_others else "current"
+    return Plan(kind, found.version, steps + open_to_others)
 
 
 def _pending(version: int) -> tuple[resources.Migration, ...]:
@@ -205,8 +209,11 @@ def init(config: Config, dry_run: bool = False) -> Result:
     if todo.kind == "create":
         _create(config.database)
     else:
-        _bring_up(config)
-    done = {"create": "created", "adopt": "adopted", "migrate": "migrated"}[todo.kind]
+        if todo.kind != "repair":
+            _bring_up(config)
+        for each in database.open_to_others(config.database):
+            each.chmod(0o600)
+    done = {"create": "created", "adopt": "adopted", "migrate": "migrated", "repair": "repaired"}[todo.kind]
     return Result("init", f"{done} {config.database} at schema version {latest()}", changed=True, data=data)
 
 
@@ -299,4 +306,4 @@ def checks(connection: sqlite3.Connection) -> list[Check]:
 
 
 def _found(tables: dict[str, dict[str, str]], lost: list[str]) -> str:
-    return f"{len(tables)}, lacking {', '.join(lost)}" if lost else f"{len(tables)} tables"
+    return f"{len(tables)} tables, lacking {', '.join(lost)}" if lost else f"{len(tables)} tables"

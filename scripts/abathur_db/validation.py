@@ -76,7 +76,7 @@ def _modes(config: Config) -> list[Check]:
                 good,
                 f"{database.user_name(os.geteuid())}, nothing for others",
                 f"{database.user_name(found.st_uid)}, {mode:04o}",
-                _repair(path),
+                f"{_repair(path)}, or deploy again",
             )
         )
     return checks

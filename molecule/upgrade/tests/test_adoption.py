@@ -37,6 +37,11 @@ def test_the_database_was_adopted_and_completed(query: Any) -> None:
     assert {"idx_checkpoints_session", "idx_audit_agent"} <= names
 
 
+def test_the_database_is_closed_to_others(host: Any) -> None:
+    modes = host.check_output("find /var/lib/abathur -name 'abathur.db*' -printf '%m %u\n'").splitlines()
+    assert set(modes) == {"600 abathur"}
+
+
 def test_a_memory_that_the_operator_changed_is_left_alone(query: Any, tool: Any) -> None:
     rows = query("SELECT value, version FROM memory_entries WHERE namespace = 'app:abathur:config'")
     assert rows == [['{"episodic_ttl_days": 30}', 1]]

@@ -1,0 +1,58 @@
+"""Shared by the unit tests: a configuration for a database of one's own, and the tool as a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import config, resources
+from abathur_db.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+Answer = tuple[int, str, str]
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Config:
+    """Return the development profile for tmp_path/abathur.db, with short waits and little space asked for."""
+    return replace(
+        config.development(resources.development_profile(), tmp_path / "abathur.db"),
+        busy_timeout_ms=100,
+        lock_wait_seconds=0,
+        minimum_free_mb=1,
+        vacuum_pause_ms=0,
+        validation_sessions=[2],
+        validation_seconds=1,
+    )
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Run the tool as its users do, from scripts/; return exit code, output, errors."""
+
+    def run(*arguments: str | Path, **variables: str) -> Answer:
+        done = subprocess.run(
+            [sys.executable, "-m", "abathur_db", *map(str, arguments)],
+            cwd=ROOT / "scripts",
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def toml(conf: Config, **changes: Any) -> str:
+    """Return a configuration file's text; a change to None leaves the key out."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(conf).items()} | changes
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)
