@@ -33,11 +33,11 @@ def stopped(host: Any, unit: str) -> None:
         time.sleep(0.2)
 
 
-def alert_of(host: Any, job: str, cursor: str) -> str:
-    """Return what the alert of a job said since `cursor`; it runs after the job, so it is waited for."""
+def alert_of(host: Any, job: str, since: str) -> str:
+    """Return what the alert of a job said since then; it runs after the job, so it is waited for."""
     for _ in range(50):
         said: str = host.check_output(
-            f"journalctl --no-pager -o cat -p err -u abathur-db-alert@{job}.service --after-cursor '{cursor}'"
+            f"journalctl --no-pager -o cat -p err -u abathur-db-alert@{job}.service --since @{since}"
         )
         if said:
             return said
@@ -46,9 +46,9 @@ def alert_of(host: Any, job: str, cursor: str) -> str:
 
 
 def now(host: Any) -> str:
-    """Return the journal's present position."""
-    output: str = host.check_output("journalctl -n 0 --show-cursor --no-pager")
-    return output.rpartition("cursor: ")[2].strip()
+    """Return the host's time as journalctl --since takes it."""
+    output: str = host.check_output("date +%s.%N")
+    return output
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def test_analyze_records_the_sizes(host: Any, query: Any) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_says_that_the_database_is_missing(host: Any, tool: Any, job: str) -> None:
-    cursor = now(host)
+    since = now(host)
     host.check_output("sh -c 'mkdir /root/aside && mv /var/lib/abathur/abathur.db* /root/aside'")
     try:
         done = start(host, job)
@@ -108,7 +108,7 @@ def test_a_job_says_that_the_database_is_missing(host: Any, tool: Any, job: str)
     finally:
         host.check_output("sh -c 'mv /root/aside/* /var/lib/abathur && rmdir /root/aside'")
     assert done.rc != 0
-    assert "there is no database at /var/lib/abathur/abathur.db" in alert_of(host, job, cursor)
+    assert "there is no database at /var/lib/abathur/abathur.db" in alert_of(host, job, since)
     assert not status["ok"]
     assert "there is no database" in status["summary"]
     assert start(host, job).rc == 0
@@ -117,17 +117,17 @@ def test_a_job_says_that_the_database_is_missing(host: Any, tool: Any, job: str)
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_does_not_start_on_a_low_disk(host: Any, job: str) -> None:
     before = host.check_output("ls -A /var/backups/abathur /var/lib/abathur-db/scratch")
-    cursor = now(host)
+    since = now(host)
     with setting(host, "minimum_free_mb", "99000000"):
         done = start(host, job)
     assert done.rc != 0
-    assert "needs 99000000 MB free" in alert_of(host, job, cursor).replace("99000001", "99000000")
+    assert "needs 99000000 MB free" in alert_of(host, job, since).replace("99000001", "99000000")
     assert host.check_output("ls -A /var/backups/abathur /var/lib/abathur-db/scratch") == before
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: str) -> None:
-    cursor = now(host)
+    since = now(host)
     host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
     for _ in range(50):
         if host.run("flock -n /var/lib/abathur-db/lock true").rc != 0:
@@ -140,11 +140,11 @@ def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: 
         host.check_output("systemctl stop holder.service")
     assert done.rc != 0
     assert host.check_output(f"systemctl show -P ExecMainStatus abathur-db@{job}.service") == "75"
-    assert f"{job} waited 1 s for" in alert_of(host, job, cursor)
+    assert f"{job} waited 1 s for" in alert_of(host, job, since)
 
 
 def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
-    cursor = now(host)
+    since = now(host)
     host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
     try:
         host.check_output("systemctl start --no-block abathur-db@analyze.service")
@@ -154,7 +154,7 @@ def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
                 break
             time.sleep(0.1)
         host.check_output("systemctl kill --signal=SIGKILL abathur-db@analyze.service")
-        said = alert_of(host, "analyze", cursor)
+        said = alert_of(host, "analyze", since)
     finally:
         host.check_output("systemctl stop holder.service")
     assert "job analyze failed: ended with signal" in said
@@ -165,12 +165,12 @@ def test_the_alert_command_can_be_replaced(host: Any, playbook: Any) -> None:
     command = {"abathur_maintenance_alert_command": "/usr/bin/echo told about"}
     changed = playbook("deploy.yml", "--tags", "units", "-e", json.dumps(command))
     assert changed.returncode == 0, changed.stdout
-    cursor = now(host)
+    since = now(host)
     with setting(host, "minimum_free_mb", "99000000"):
         start(host, "vacuum")
     stopped(host, "abathur-db-alert@vacuum.service")
     # By its own name: the journal may not know the unit of a process as short as echo.
-    said = host.check_output(f"journalctl --no-pager -o cat -p err -t echo --after-cursor '{cursor}'")
+    said = host.check_output(f"journalctl --no-pager -o cat -p err -t echo --since @{since}")
     back = playbook("deploy.yml", "--tags", "units")
     assert back.returncode == 0, back.stdout
     assert said == "told about vacuum"
