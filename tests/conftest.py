@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from abathur_db import config, resources
 from abathur_db.config import Config
+from databases import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 Answer = tuple[int, str, str]
 Cli = Callable[..., Answer]
 
@@ -50,9 +48,3 @@ def cli() -> Cli:
         return done.returncode, done.stdout, done.stderr
 
     return run
-
-
-def toml(conf: Config, **changes: Any) -> str:
-    """Return a configuration file's text; a change to None leaves the key out."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(conf).items()} | changes
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)

@@ -14,44 +14,9 @@ import pytest
 from abathur_db import adoption, database, maintenance, resources, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
+from databases import application, corrupt, dump, picture, run, value
 from hypothesis import given
 from hypothesis import strategies as st
-
-SQL = Path(__file__).resolve().parents[1] / "sql"
-
-
-def run(path: Path, *statements: str) -> None:
-    """Execute statements as an application would, foreign keys off."""
-    connection = sqlite3.connect(path)
-    for statement in statements:
-        connection.executescript(statement)
-    connection.close()
-
-
-def value(path: Path, sql: str) -> Any:
-    """Return the first value of a query."""
-    connection = sqlite3.connect(path)
-    row = connection.execute(sql).fetchone()
-    connection.close()
-    return row[0] if row else None
-
-
-def application(path: Path, *extras: str) -> None:
-    """Make a database of this schema as an application would have: user_version and application_id 0."""
-    run(path, (SQL / "migrations/0001_initial.sql").read_text(), "PRAGMA application_id = 0", *extras)
-
-
-def dump(path: Path) -> list[str]:
-    """Return all rows and definitions."""
-    connection = sqlite3.connect(path)
-    lines = list(connection.iterdump())
-    connection.close()
-    return lines
-
-
-def picture(directory: Path) -> dict[str, bytes]:
-    """Return the content of every file below a directory."""
-    return {str(each): each.read_bytes() for each in sorted(directory.rglob("*")) if each.is_file()}
 
 
 def test_a_new_database_has_all_that_only_a_new_one_can_take(conf: Config) -> None:
@@ -206,11 +171,9 @@ def test_a_migration_that_fails_in_the_middle_is_rolled_back(conf: Config, monke
     assert value(conf.database, "PRAGMA user_version") == 1
 
 
-def corrupt(path: Path) -> None:
-    application(path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('s', 'a', 'u')")
-    data = bytearray(path.read_bytes())
-    data[4096 * 3 : 4096 * 20] = b"\xff" * 4096 * 17
-    path.write_bytes(data)
+def corrupted(path: Path) -> None:
+    application(path)
+    corrupt(path)
 
 
 def encrypted(path: Path) -> None:
@@ -223,7 +186,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a directory": (Path.mkdir, "is a directory"),
     "a FIFO": (os.mkfifo, "is not a regular file"),
     "a symlink": (lambda path: path.symlink_to("/dev/null"), "is a symbolic link to /dev/null"),
-    "a corrupt file": (corrupt, "corrupt"),
+    "a corrupt file": (corrupted, "corrupt"),
     "a truncated file": (lambda path: path.write_bytes(b"SQLite format 3\0"), "corrupt"),
     "a newer version": (
         lambda path: application(path, "PRAGMA user_version = 99"),

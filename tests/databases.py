@@ -1,0 +1,70 @@
+"""Helpers of the unit tests: databases as applications make them, and a look at what is in a file."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from abathur_db.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+SQL = ROOT / "sql"
+
+
+def run(path: Path, *statements: str) -> None:
+    """Execute statements as an application would, foreign keys off."""
+    connection = sqlite3.connect(path)
+    for statement in statements:
+        connection.executescript(statement)
+    connection.close()
+
+
+def value(path: Path, sql: str) -> Any:
+    """Return the first value of a query."""
+    connection = sqlite3.connect(path)
+    row = connection.execute(sql).fetchone()
+    connection.close()
+    return row[0] if row else None
+
+
+def application(path: Path, *extras: str) -> None:
+    """Make a database of this schema as an application would have: user_version and application_id 0."""
+    run(path, (SQL / "migrations/0001_initial.sql").read_text(), "PRAGMA application_id = 0", *extras)
+
+
+def rows(path: Path, count: int) -> None:
+    """Insert memories of about 1 kB each, in one transaction."""
+    run(
+        path,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type)"
+        f" WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+        " SELECT 'user:1', 'key' || i, '\"' || hex(randomblob(500)) || '\"', 'semantic' FROM n",
+    )
+
+
+def dump(path: Path) -> list[str]:
+    """Return all rows and definitions."""
+    connection = sqlite3.connect(path)
+    lines = list(connection.iterdump())
+    connection.close()
+    return lines
+
+
+def picture(directory: Path) -> dict[str, bytes]:
+    """Return the content of every file below a directory."""
+    return {str(each): each.read_bytes() for each in sorted(directory.rglob("*")) if each.is_file()}
+
+
+def corrupt(path: Path) -> None:
+    """Overwrite pages in the middle of a closed database, past the header that every opener reads."""
+    data = bytearray(path.read_bytes())
+    data[4096 * 3 : 4096 * 20] = b"\xff" * 4096 * 17
+    path.write_bytes(data)
+
+
+def toml(conf: Config, **changes: Any) -> str:
+    """Return a configuration file's text; a change to None leaves the key out."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(conf).items()} | changes
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)

@@ -1,0 +1,227 @@
+"""Backups: consistent while others write, checked, compressed, and there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import backup, database, host, schema
+from abathur_db.config import Config
+from abathur_db.result import Failure
+from databases import application, corrupt, dump, picture, rows, run
+
+
+@pytest.fixture(autouse=True)
+def _database(conf: Config) -> None:
+    schema.init(conf)
+    rows(conf.database, 50)
+
+
+def unpacked(path: Path) -> bytes:
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+@pytest.mark.parametrize(("compression", "suffix"), backup.SUFFIXES.items())
+def test_a_backup_holds_every_row_and_its_manifest_tells_the_truth(
+    conf: Config, compression: str, suffix: str, tmp_path: Path
+) -> None:
+    result = backup.backup(replace(conf, backup_compression=compression))
+    file = conf.backup_directory / result.data["file"]
+    manifest = json.loads(file.with_name(file.name.removesuffix(suffix) + ".json").read_text())
+    plain = unpacked(file)
+    assert manifest == result.data
+    assert manifest["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert manifest["plain_sha256"] == hashlib.sha256(plain).hexdigest()
+    assert (manifest["bytes"], manifest["plain_bytes"]) == (file.stat().st_size, len(plain))
+    assert (manifest["user_version"], manifest["application_id"]) == (1, 0x41627468)
+    (tmp_path / "restored.db").write_bytes(plain)
+    assert dump(tmp_path / "restored.db") == dump(conf.database)
+
+
+def test_nothing_but_the_backup_and_its_manifest_is_left_and_others_cannot_read_them(conf: Config) -> None:
+    before = os.umask(0o077)
+    try:
+        backup.backup(conf)
+    finally:
+        os.umask(before)
+    found = sorted(conf.backup_directory.iterdir(), key=lambda each: each.suffix)
+    assert [each.suffix for each in found] == [".json", ".zst"]
+    assert all(each.stat().st_mode & 0o077 == 0 for each in found)
+
+
+def test_two_backups_within_one_second_are_both_kept(conf: Config) -> None:
+    first, second = backup.backup(conf), backup.backup(conf)
+    assert first.data["file"] != second.data["file"]
+    assert [each.file for each in backup.backups(conf)][-1] in (first.data["file"], second.data["file"])
+    assert len(backup.backups(conf)) == 2
+
+
+def test_a_backup_during_writes_is_one_moment_of_the_database(conf: Config) -> None:
+    """Each transaction adds one row to two tables: a torn copy would count them differently."""
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sqlite3, sys\n"
+            "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "c.executescript('CREATE TABLE a (x); CREATE TABLE b (x)')\n"
+            "print('ready', flush=True)\n"
+            "while True:\n"
+            "    c.execute('BEGIN IMMEDIATE')\n"
+            "    c.execute('INSERT INTO a VALUES (zeroblob(500))')\n"
+            "    c.execute('INSERT INTO b VALUES (zeroblob(500))')\n"
+            "    c.execute('COMMIT')\n",
+            str(conf.database),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        for _ in range(5):
+            result = backup.backup(replace(conf, backup_compression="none"))
+            copy = sqlite3.connect(conf.backup_directory / result.data["file"])
+            counts = copy.execute("SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM b)").fetchone()
+            copy.close()
+            assert counts[0] == counts[1]
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_dry_run_makes_nothing(conf: Config) -> None:
+    result = backup.backup(conf, dry_run=True)
+    assert (result.changed, result.summary[:10]) == (True, "would copy")
+    assert not conf.backup_directory.exists()
+
+
+def test_a_database_that_is_corrupt_gives_no_backup_and_older_ones_stay(conf: Config) -> None:
+    backup.backup(conf)
+    corrupt(conf.database)
+    before = picture(conf.backup_directory)
+    with pytest.raises(Failure, match="corrupt"):
+        backup.backup(conf)
+    assert picture(conf.backup_directory) == before
+
+
+def test_a_copy_that_does_not_pass_its_check_is_not_kept(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = database.snapshot
+
+    def damaging(source: Path, target: Path, busy_timeout_ms: int) -> None:
+        snapshot(source, target, busy_timeout_ms)
+        corrupt(target)
+
+    monkeypatch.setattr(database, "snapshot", damaging)
+    with pytest.raises(Failure, match="corrupt"):
+        backup.backup(conf)
+    assert list(conf.backup_directory.iterdir()) == []
+
+
+def test_a_full_check_finds_what_a_quick_one_does_not(conf: Config) -> None:
+    """An index that lacks a row is found by integrity_check alone."""
+    rewrite = (
+        "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, '{}', '{}')"
+        " WHERE name = 'idx_tasks_running_timeout'"
+    )
+    run(conf.database, rewrite.format("status =", "status <>"))
+    run(
+        conf.database,
+        "INSERT INTO tasks (id, prompt, status, input_data, submitted_at, last_updated_at)"
+        " VALUES ('t', 'p', 'running', '{}', 1, 1)",
+        rewrite.format("status <>", "status ="),
+    )
+    assert backup.backup(replace(conf, backup_check="quick")).ok
+    with pytest.raises(Failure, match=r"the copy of the database is corrupt: .*idx_tasks_running_timeout"):
+        backup.backup(replace(conf, backup_check="full"))
+
+
+def test_a_low_disk_is_said_before_anything_is_written(conf: Config) -> None:
+    with pytest.raises(Failure, match=r"a backup needs 10000000\d\d MB free at .*; nothing was changed") as caught:
+        backup.backup(replace(conf, minimum_free_mb=1_000_000_000))
+    assert caught.value.hint.startswith("free space there: df -h")
+    assert list(conf.backup_directory.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_compressing_leaves_older_backups(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup.backup(conf)
+    before = picture(conf.backup_directory)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(Failure, match="could not be written: No space left on device; nothing was kept"):
+        backup.backup(replace(conf, backup_compression="gzip"))
+    assert picture(conf.backup_directory) == before
+
+
+def test_a_failing_zstd_is_quoted(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
+    with pytest.raises(Failure, match="zstd failed: exit code 1; nothing was kept"):
+        backup.backup(conf)
+    assert list(conf.backup_directory.iterdir()) == []
+
+
+def test_a_missing_zstd_is_named_with_its_package(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(Failure, match="zstd is not installed") as caught:
+        backup.backup(conf)
+    assert "apt-get install zstd" in caught.value.hint
+
+
+def test_leftovers_of_a_killed_backup_are_cleared_by_the_next(conf: Config) -> None:
+    conf.backup_directory.mkdir()
+    for name in (".abathur_new.db.partial", ".abathur_new.packed.partial", ".abathur_new.db.partial-journal"):
+        (conf.backup_directory / name).write_bytes(b"half")
+    backup.backup(conf)
+    assert [each.name for each in conf.backup_directory.iterdir() if each.name.startswith(".")] == []
+
+
+def test_only_whole_backups_are_listed_the_newest_first(conf: Config) -> None:
+    newest = backup.backup(conf).data["file"]
+    listed = conf.backup_directory / "abathur_20200101_000000.json"
+    listed.write_text("half of a mani")
+    (conf.backup_directory / "abathur_20200102_000000.json").write_text('{"file": "x"}')
+    manifest = json.loads(
+        next(each for each in conf.backup_directory.glob("*.json") if newest[:16] in each.name).read_text()
+    )
+    (conf.backup_directory / "abathur_20200103_000000.json").write_text(json.dumps({**manifest, "file": "gone.zst"}))
+    assert [each.file for each in backup.backups(conf)] == [newest]
+
+
+def test_there_are_no_backups_where_there_is_no_directory(conf: Config) -> None:
+    assert backup.backups(conf) == []
+
+
+def test_a_database_with_a_virtual_table_of_an_absent_extension_is_backed_up(conf: Config) -> None:
+    conf.database.unlink()
+    application(
+        conf.database,
+        "PRAGMA writable_schema = ON;"
+        "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql)"
+        " VALUES ('table', 'v', 'v', 0, 'CREATE VIRTUAL TABLE v USING nosuchmodule(x)')",
+    )
+    assert backup.backup(conf).ok
+
+
+def test_free_space_is_asked_where_the_backups_go(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(host, "require_free", lambda path, *_: asked.append(path))
+    backup.backup(conf)
+    assert asked == [conf.backup_directory]
