@@ -14,7 +14,7 @@ import pytest
 from abathur_db import adoption, database, maintenance, resources, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
-from databases import application, corrupt, dump, picture, run, value
+from databases import application, corrupt, dump, picture, rows, run, value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -344,3 +344,24 @@ def test_a_copy_of_a_live_database_stands_alone(conf: Config, tmp_path: Path) ->
     shutil.rmtree(conf.state_directory, ignore_errors=True)
     assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.db"]
     assert value(tmp_path / "copy.db", "SELECT id FROM sessions") == "only in the log"
+
+
+def test_a_definition_that_cannot_be_read_is_refused(conf: Config) -> None:
+    schema.init(conf)
+    run(
+        conf.database,
+        "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE TABLE' WHERE name = 'metrics'",
+    )
+    with pytest.raises(Failure, match="is corrupt: malformed database schema"):
+        schema.init(conf)
+
+
+def test_damage_in_the_middle_of_the_rows_is_found_before_an_adoption(conf: Config) -> None:
+    application(conf.database)
+    rows(conf.database, 500)
+    data = bytearray(conf.database.read_bytes())
+    data[-4096 * 20 : -4096 * 10] = b"\xff" * 4096 * 10
+    conf.database.write_bytes(data)
+    with pytest.raises(Failure, match=r"is corrupt: Page 227: .*11; nothing was changed$"):
+        schema.init(conf)
+    assert conf.database.read_bytes() == data

@@ -220,8 +220,11 @@ def sync(path: Path) -> None:
 def problems(connection: sqlite3.Connection, *, full: bool = False) -> list[str]:
     """Return what SQLite's own check finds, nothing when the database is sound (first ten findings)."""
     check = "integrity_check" if full else "quick_check"
-    found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(10)")]
-    return [] if found == ["ok"] else found
+    found = [line for row in connection.execute(f"PRAGMA {check}(10)") for line in str(row[0]).splitlines()]
+    if found == ["ok"]:
+        return []
+    # The first line may be a heading, "*** in database main ***", of no use in a sentence.
+    return [line for line in found if not line.startswith("***")] or found
 
 
 def foreign_key_violations(connection: sqlite3.Connection) -> dict[str, int]:

@@ -109,9 +109,10 @@ def integrity_check(config: Config, dry_run: bool = False) -> Result:
                 "ok",
                 found[0] if found else "ok",
                 "keep the database with its -wal and -shm, and restore the newest backup",
-            ),
-            foreign_keys(config, connection),
+            )
         ]
+        if not found:
+            checks.append(foreign_keys(config, connection))
     summary, hint = summarize("integrity-check", checks)
     return Result("integrity-check", summary, checks=checks, hint=hint)
 

@@ -166,7 +166,7 @@ def _load(
         f"latency_{sessions}_sessions",
         not fault and bool(rows),
         f"no error, p50 within each query's budget, p99 under {config.validation_p99_ms} ms",
-        fault or f"worst p99 {load.p99:.1f} ms" if rows else "nothing measured",
+        fault or (f"worst p99 {load.p99:.1f} ms" if rows else "nothing measured"),
         "run it again on a quiet host: abathur-db validate; then refresh statistics: abathur-db analyze",
     )
     return check, rows

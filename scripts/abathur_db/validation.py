@@ -32,7 +32,8 @@ def validate(config: Config, jobs: list[str]) -> Result:
                 "keep the database with its -wal and -shm, and restore the newest backup",
             )
         )
-        checks.append(maintenance.foreign_keys(config, connection))
+        if not found:
+            checks.append(maintenance.foreign_keys(config, connection))
         sizes = maintenance.sizes(config, connection)
         checks.append(status.wal_size(config, sizes["wal_bytes"]))
     checks += _modes(config)

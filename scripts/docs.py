@@ -1,0 +1,67 @@
+"""Writes the README's generated parts anew: the variables from the roles, the commands from the tool.
+
+Each part stands between <!-- name --> and <!-- /name -->; a test fails when the README is not up to date.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from abathur_db import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+
+def variables() -> str:
+    """Return a table per role: name, default, choices, meaning; from the defaults and the argument specs."""
+    parts = []
+    for role in sorted((ROOT / "roles").iterdir()):
+        defaults = _yaml(role / "defaults/main.yml")
+        entries = _yaml(role / "meta/argument_specs.yml")["argument_specs"]
+        options = {name: option for entry in entries.values() for name, option in entry["options"].items()}
+        lines = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
+        for name, option in options.items():
+            meaning = option["description"]
+            if "choices" in option:
+                meaning += f" One of: {', '.join(f'`{each}`' for each in option['choices'])}."
+            lines.append(f"| `{name}` | {_default(defaults[name])} | {meaning} |")
+        parts.append("\n".join([f"**{role.name}**", "", *lines]))
+    return "\n\n".join(parts)
+
+
+def commands() -> str:
+    """Return the table of the tool's commands."""
+    lines = ["| Command | What it does | `--dry-run` |", "| --- | --- | --- |"]
+    for name, command in cli.COMMANDS.items():
+        lines.append(f"| `abathur-db {name}` | {command.help} | {'yes' if command.dry_run else ''} |")
+    return "\n".join(lines)
+
+
+def render(text: str) -> str:
+    """Return the README's text with every generated part written anew. Raises ValueError for an absent part."""
+    for name, part in (("variables", variables()), ("commands", commands())):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"README.md has no part <!-- {name} --> … <!-- /{name} -->")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{part}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def _yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, dict):
+        return "`{" + ", ".join(value) + "}`"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"`{text}`" if "{{" not in text else "from the job table" if "keys()" in text else "`reports/`"
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,97 @@
+"""The one artefact: the same bytes from the same sources, and a tool that runs anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import build
+import pytest
+from abathur_db.config import Config
+from databases import ROOT, toml
+
+
+def built(target: Path, source: Path = ROOT) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, source / "scripts/build.py", "--output", target], capture_output=True, text=True, check=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture
+def everybodys() -> Iterator[Path]:
+    """Return a directory that every user can reach, unlike pytest's."""
+    path = Path("/tmp") / f"abathur-build-{os.getpid()}"
+    path.mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_clone_somewhere_else_builds_the_same_bytes_under_the_same_name(tmp_path: Path) -> None:
+    for part in ("scripts", "sql"):
+        shutil.copytree(ROOT / part, tmp_path / "clone" / part, copy_function=shutil.copy)
+    shutil.copy(ROOT / "requirements.txt", tmp_path / "clone")
+    first, second = built(tmp_path / "a"), built(tmp_path / "b", tmp_path / "clone")
+    assert (tmp_path / "a/abathur-db").read_bytes() == (tmp_path / "b/abathur-db").read_bytes()
+    assert first["release"] == second["release"]
+    assert first["sha256"].startswith(first["release"].rpartition("-")[2])
+
+
+def test_a_change_of_the_schema_is_another_release(tmp_path: Path) -> None:
+    for part in ("scripts", "sql"):
+        shutil.copytree(ROOT / part, tmp_path / "clone" / part)
+    shutil.copy(ROOT / "requirements.txt", tmp_path / "clone")
+    with (tmp_path / "clone/sql/migrations/0001_initial.sql").open("a") as stream:
+        stream.write("-- another\n")
+    assert built(tmp_path / "a")["release"] != built(tmp_path / "b", tmp_path / "clone")["release"]
+
+
+def test_a_second_build_leaves_the_file_alone(tmp_path: Path) -> None:
+    built(tmp_path)
+    before = (tmp_path / "abathur-db").stat()
+    built(tmp_path)
+    assert (tmp_path / "abathur-db").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_the_archive_holds_sources_sql_and_aiosqlite_with_its_licence_and_no_more(tmp_path: Path) -> None:
+    built(tmp_path)
+    names = set(zipfile.ZipFile(tmp_path / "abathur-db").namelist())
+    assert {"__main__.py", "abathur_db/cli.py", "abathur_db/sql/migrations/0001_initial.sql"} <= names
+    assert {"aiosqlite/core.py", "abathur_db/development.toml"} <= names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert [name for name in names if "__pycache__" in name or "tests" in name] == []
+
+
+def test_another_aiosqlite_than_the_pinned_one_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    (tmp_path / "requirements.txt").write_text("aiosqlite==0.1\n")
+    with pytest.raises(SystemExit, match=r"requirements\.txt pins 0\.1\nnext: make venv"):
+        build._aiosqlite()
+
+
+def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Path, conf: Config) -> None:
+    home = everybodys / "data"
+    home.mkdir(mode=0o700)
+    shutil.chown(home, "nobody")
+    built(everybodys)
+    owned = replace(conf, owner="nobody", database=home / "a", backup_directory=home / "b", state_directory=home / "s")
+    for command in ("init", "seed", "backup", "validate", "status"):
+        done = subprocess.run(
+            [everybodys / "abathur-db", command],
+            env={"PATH": os.environ["PATH"], "ABATHUR_DB_CONFIG": toml(owned)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert {each.stat().st_uid for each in home.rglob("*")} == {pwd.getpwnam("nobody").pw_uid}

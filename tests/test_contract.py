@@ -1,0 +1,126 @@
+"""No fact is said twice without a test that compares: defaults, specs, template, dataclass, README, job table."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import docs
+import jinja2
+import pytest
+import yaml
+from abathur_db import cli, config, resources
+from abathur_db.config import Config
+from databases import ROOT
+
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+KINDS = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "dict": dict}
+# The README of a database of one's own says why these differ from a host's.
+OF_THE_HOST = {"database", "backup_directory", "state_directory", "owner", "application_units"}
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def defaults(role: str) -> dict[str, Any]:
+    found: dict[str, Any] = load(f"roles/{role}/defaults/main.yml")
+    return found
+
+
+def specs(role: str) -> dict[str, Any]:
+    entries = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"].values()
+    return {name: option for entry in entries for name, option in entry["options"].items()}
+
+
+def rendered() -> dict[str, Any]:
+    """Return the host's configuration as Ansible renders it from the defaults."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["to_json"] = json.dumps
+    text = (ROOT / "roles/abathur_db/templates/abathur-db.toml.j2").read_text()
+    return tomllib.loads(environment.from_string(text).render(ansible_managed="x", **defaults("abathur_db")))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_has_a_default_and_a_specification(role: str) -> None:
+    assert set(defaults(role)) == set(specs(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_default_is_of_the_specified_type_and_among_its_choices(role: str) -> None:
+    for name, option in specs(role).items():
+        value = defaults(role)[name]
+        templated = isinstance(value, str) and "{{" in value
+        assert templated or type(value) is KINDS[option["type"]], name
+        assert value in option.get("choices", [value]), name
+        assert option["description"].endswith("."), name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_carries_its_roles_name(role: str) -> None:
+    assert [name for name in defaults(role) if not name.startswith(f"{role}_")] == []
+
+
+def test_a_host_s_configuration_made_from_the_defaults_is_one_that_the_tool_reads() -> None:
+    text = "".join(f"{name} = {__import__('json').dumps(value)}\n" for name, value in rendered().items())
+    read = config.parse(text, "the template")
+    assert str(read.database) == defaults("abathur_db")["abathur_db_database"]
+
+
+def test_the_configuration_has_the_keys_of_the_dataclass_in_its_order() -> None:
+    assert list(rendered()) == [field.name for field in fields(Config)]
+
+
+def test_a_database_of_ones_own_gets_the_same_values_as_a_host() -> None:
+    own = tomllib.loads(resources.development_profile())
+    host = rendered()
+    assert set(own) == set(host)
+    assert {name: own[name] for name in own if name not in OF_THE_HOST} == {
+        name: host[name] for name in host if name not in OF_THE_HOST
+    }
+
+
+def test_the_choices_of_the_specification_are_those_of_the_tool() -> None:
+    found = {
+        name.removeprefix("abathur_db_"): tuple(option["choices"])
+        for name, option in specs("abathur_db").items()
+        if "choices" in option
+    }
+    assert found == config.CHOICES
+
+
+def test_the_types_of_the_specification_are_those_of_the_dataclass() -> None:
+    wanted = {str: "str", Path: "path", int: "int", list[str]: "list", list[int]: "list"}
+    for name, kind in typing.get_type_hints(Config).items():
+        assert specs("abathur_db")[f"abathur_db_{name}"]["type"] == wanted[kind], name
+
+
+def test_every_job_is_a_command_that_locks_and_records() -> None:
+    jobs = defaults("abathur_maintenance")["abathur_maintenance_jobs"]
+    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check"}
+    assert [job for job in jobs if not (cli.COMMANDS[job].lock and cli.COMMANDS[job].recorded)] == []
+
+
+def test_no_two_jobs_begin_at_one_moment() -> None:
+    jobs = defaults("abathur_maintenance")["abathur_maintenance_jobs"]
+    assert len({job["calendar"] for job in jobs.values()}) == len(jobs)
+
+
+def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
+    text = docs.README.read_text()
+    assert docs.render(text) == text, "run: make docs"
+
+
+def test_every_command_that_the_readme_names_exists() -> None:
+    text = docs.README.read_text()
+    named = set(re.findall(r"abathur-db ([a-z][a-z-]+)", text)) - {"COMMAND"}
+    assert named - set(cli.COMMANDS) == set()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", text)) - targets == set()
+    playbooks = set(re.findall(r"(playbooks/[a-z]+\.yml)", text))
+    assert [name for name in playbooks if not (ROOT / name).exists()] == []

@@ -1,0 +1,113 @@
+"""The machine around the database: identity, space, file systems."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from abathur_db import database, host
+from abathur_db.result import Exit, Failure
+from databases import ROOT
+
+
+def test_root_goes_on_as_the_owner_for_good() -> None:
+    code = (
+        "import os\nfrom abathur_db import host\nhost.become('nobody')\n"
+        "print(os.getresuid(), os.getgroups() == [os.getgid()], os.environ['USER'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    uid = pwd.getpwnam("nobody").pw_uid
+    assert done.stdout.strip() == f"({uid}, {uid}, {uid}) True nobody"
+
+
+def test_the_groups_are_given_up_before_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After setuid(2) there would be no right left to change them."""
+    order: list[str] = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("initgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda *_, name=name: order.append(name))
+    host.become("nobody")
+    assert order == ["initgroups", "setgid", "setuid"]
+
+
+def test_somebody_else_is_sent_to_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
+    with pytest.raises(Failure, match="this runs as nobody, but the database belongs to daemon") as caught:
+        host.become("daemon")
+    assert caught.value.code is Exit.USAGE
+
+
+def test_the_owner_itself_and_a_database_without_owner_go_on_as_they_are() -> None:
+    host.become("")
+    host.become(pwd.getpwuid(os.geteuid()).pw_name)
+
+
+def test_an_owner_who_does_not_exist_is_named() -> None:
+    with pytest.raises(Failure, match="owner no-such-user does not exist") as caught:
+        host.become("no-such-user")
+    assert caught.value.code is Exit.USAGE
+
+
+def test_a_user_without_a_name_is_shown_by_number() -> None:
+    assert database.user_name(0) == "root (uid 0)"
+    assert database.user_name(123456) == "uid 123456"
+
+
+MOUNTS = r"""
+22 1 0:20 / / rw - ext4 /dev/vda rw
+23 22 0:21 / /srv rw - nfs4 server:/srv rw
+24 22 0:22 / /srv/my\040data rw shared:5 - xfs /dev/vdb rw
+25 22 0:23 / /srv/my\040data rw shared:6 - fuse.sshfs there: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "local"),
+    [
+        ("/var/lib", "ext4", True),
+        ("/srv/data", "nfs4", False),
+        ("/srvx", "ext4", True),
+        ("/srv/my data/x", "fuse.sshfs", False),
+    ],
+)
+def test_the_file_system_of_a_path_is_the_last_one_mounted_over_it(
+    monkeypatch: pytest.MonkeyPatch, path: str, kind: str, local: bool
+) -> None:
+    monkeypatch.setattr(host, "existing", lambda each: each)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: MOUNTS.strip())
+    assert host.file_system(Path(path)) == kind
+    assert host.is_local(kind) is local
+
+
+def test_where_proc_does_not_tell_the_file_system_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert host.file_system(Path("/")) == "unknown"
+
+
+def test_space_is_measured_where_a_path_will_be(tmp_path: Path) -> None:
+    assert host.existing(tmp_path / "not" / "yet") == tmp_path
+    assert host.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_systemctl_that_fails_or_is_absent_gives_no_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\n[ "$1" = show ] && echo "ActiveState=active" && echo noise || exit 4\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.unit_properties("x.service", "ActiveState") == {"ActiveState": "active"}
+    assert host.systemctl("list-unit-files") == []
+    program.unlink()
+    assert host.systemctl("show") == []

@@ -1,0 +1,149 @@
+"""The jobs analyze, vacuum and integrity-check."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from abathur_db import database, maintenance, schema
+from abathur_db.config import Config
+from abathur_db.result import Failure, Result
+from databases import application, corrupt, picture, rows, run, value
+
+JOBS = [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check]
+
+
+@pytest.fixture(autouse=True)
+def _database(conf: Config) -> None:
+    schema.init(conf)
+
+
+@pytest.fixture
+def full_of_holes(conf: Config) -> Config:
+    """Make a database with most of its pages free."""
+    rows(conf.database, 2000)
+    run(conf.database, "DELETE FROM memory_entries WHERE id % 10 <> 0", "PRAGMA wal_checkpoint(TRUNCATE)")
+    return replace(conf, vacuum_slice_pages=50)
+
+
+def test_analyze_refreshes_the_planners_statistics_and_records_the_sizes(conf: Config) -> None:
+    rows(conf.database, 100)
+    result = maintenance.analyze(conf)
+    assert value(conf.database, "SELECT count(*) FROM sqlite_stat1 WHERE tbl = 'memory_entries'") > 0
+    recorded = "SELECT metric_value FROM metrics WHERE metric_name = '{}'"
+    for name, size in result.data.items():
+        assert value(conf.database, recorded.format(name)) == size
+    assert result.data["database_bytes"] > 100_000
+
+
+def test_vacuum_gives_back_every_free_page(full_of_holes: Config) -> None:
+    before = full_of_holes.database.stat().st_size
+    result = maintenance.vacuum(full_of_holes)
+    run(full_of_holes.database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    assert result.changed
+    assert result.data["given_back_pages"] == result.data["free_pages"] > 100
+    assert full_of_holes.database.stat().st_size < before / 2
+    assert value(full_of_holes.database, "SELECT count(*) FROM memory_entries") == 200
+
+
+def test_vacuum_lets_writers_in_between_its_slices(full_of_holes: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def write(_: float) -> None:
+        run(full_of_holes.database, "INSERT INTO sessions (id, app_name, user_id) VALUES (random(), 'a', 'u')")
+        written.append(1)
+
+    monkeypatch.setattr(time, "sleep", write)
+    maintenance.vacuum(full_of_holes)
+    assert len(written) > 2
+
+
+def test_vacuum_says_why_it_has_nothing_to_do(conf: Config) -> None:
+    result = maintenance.vacuum(conf)
+    assert (result.ok, result.changed) == (True, False)
+    assert result.summary == "skipped: 0.0 % of the pages are free, under 5 %"
+
+
+def test_vacuum_says_that_an_adopted_database_cannot_give_pages_back(conf: Config) -> None:
+    conf.database.unlink()
+    application(conf.database)
+    result = maintenance.vacuum(conf)
+    assert (result.ok, result.changed) == (True, False)
+    assert "made without auto_vacuum=INCREMENTAL" in result.summary
+
+
+def test_an_integrity_check_of_a_sound_database_passes_and_leaves_no_copy(conf: Config) -> None:
+    result = maintenance.integrity_check(conf)
+    assert [(check.id, check.ok) for check in result.checks] == [("integrity_check", True), ("foreign_keys", True)]
+    assert list(conf.scratch_directory.iterdir()) == []
+
+
+def test_an_integrity_check_finds_corruption_and_says_what_to_keep(conf: Config) -> None:
+    rows(conf.database, 200)
+    corrupt(conf.database)
+    result = maintenance.integrity_check(conf)
+    assert not result.ok
+    assert [check.id for check in result.checks] == ["integrity_check"]
+    assert result.summary.startswith("integrity-check failed at integrity_check: expected ok, found")
+    assert "restore the newest backup" in result.hint
+    assert list(conf.scratch_directory.iterdir()) == []
+
+
+def test_an_integrity_check_finds_violated_foreign_keys_and_shows_the_query(conf: Config) -> None:
+    run(conf.database, "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', 1, '{}', 1)")
+    result = maintenance.integrity_check(conf)
+    assert result.summary == (
+        "integrity-check failed at foreign_keys: expected no violation, found 1 violations: 1 in checkpoints"
+    )
+    assert "PRAGMA foreign_key_check" in result.hint
+
+
+@pytest.mark.parametrize("job", [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check])
+def test_a_dry_run_writes_nothing(full_of_holes: Config, job: Callable[..., Result]) -> None:
+    before = picture(full_of_holes.database.parent)
+    result = job(full_of_holes, dry_run=True)
+    assert result.summary.startswith("would ")
+    after = picture(full_of_holes.database.parent)
+    assert {name for name in after if not name.endswith(("-shm", "-wal"))} == {
+        name for name in before if not name.endswith(("-shm", "-wal"))
+    }
+    assert after[str(full_of_holes.database)] == before[str(full_of_holes.database)]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_does_not_start_on_a_low_disk(conf: Config, job: Callable[[Config], Result]) -> None:
+    before = conf.database.read_bytes()
+    with pytest.raises(Failure, match=r"needs 10000000\d\d MB free at .*; nothing was changed"):
+        job(replace(conf, minimum_free_mb=1_000_000_000))
+    assert conf.database.read_bytes() == before
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_says_that_the_database_is_missing_and_makes_none(conf: Config, job: Callable[[Config], Result]) -> None:
+    conf.database.unlink()
+    with pytest.raises(Failure, match="there is no database at"):
+        job(conf)
+    assert not conf.database.exists()
+
+
+def test_a_job_gives_up_on_a_database_that_stays_locked(conf: Config) -> None:
+    holder = sqlite3.connect(conf.database, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Failure, match=r"locked by another process for longer than 0\.1 s"):
+        maintenance.analyze(conf)
+    holder.close()
+
+
+def test_the_disk_filling_up_under_a_job_is_said_in_plain_words(conf: Config) -> None:
+    def fill() -> None:
+        with database.opened(conf.database, 0) as connection:
+            connection.execute("PRAGMA max_page_count = 1")
+            connection.execute("INSERT INTO sessions (id, app_name, user_id, state) VALUES (1, 1, 1, '{}')")
+            connection.executescript("CREATE TABLE big (x); INSERT INTO big VALUES (zeroblob(1000000))")
+
+    with pytest.raises(Failure, match=r"the disk of .* is full") as caught:
+        fill()
+    assert caught.value.hint.startswith("free space: df -h")

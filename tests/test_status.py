@@ -1,0 +1,162 @@
+"""What status and alerts say of a host."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+
+import pytest
+from abathur_db import backup, database, host, maintenance, runs, schema, status
+from abathur_db.config import Config
+from abathur_db.result import Result
+from databases import run
+
+LISTED = ["abathur-db@backup.timer enabled enabled", "abathur-db@vacuum.timer disabled enabled"]
+SHOWN = """NextElapseUSecRealtime=Wed 2026-11-25 02:00:00 UTC
+Id=abathur-db@backup.timer
+ActiveState=active
+UnitFileState=enabled
+
+NextElapseUSecRealtime=
+Id=abathur-db@vacuum.timer
+ActiveState=inactive
+UnitFileState=disabled"""
+
+
+@pytest.fixture
+def deployed(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Return a configuration with an owner, on a machine whose systemd lists two timers."""
+    schema.init(conf)
+
+    def systemctl(verb: str, *_: str) -> list[str]:
+        return LISTED if verb == "list-unit-files" else SHOWN.splitlines()
+
+    monkeypatch.setattr(host, "systemctl", systemctl)
+    return replace(conf, owner="root")
+
+
+def results(result: Result) -> dict[str, bool]:
+    return {check.id: check.ok for check in result.checks}
+
+
+def test_a_database_of_ones_own_has_a_status_without_timers(conf: Config) -> None:
+    schema.init(conf)
+    result = status.status(conf)
+    assert results(result) == {"database": True, "journal_mode": True, "wal_size": True, "free_space": True}
+    assert result.data["schema_version"] == 1
+    assert result.data["newest_backup"] is None
+    assert result.data["jobs"] == {}
+
+
+def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config) -> None:
+    run_of = {"finished": "2026-11-24T02:00:00+00:00", "seconds": 1.5, "summary": "fine", "ok": True}
+    runs.record(deployed.state_directory, {**run_of, "command": "backup"})
+    result = status.status(deployed)
+    assert result.data["jobs"]["backup"] == {
+        "ok": True,
+        "summary": "fine",
+        "finished": "2026-11-24T02:00:00+00:00",
+        "seconds": 1.5,
+        "last_success": "2026-11-24T02:00:00+00:00",
+        "next_run": "Wed 2026-11-25 02:00:00 UTC",
+    }
+    assert result.data["jobs"]["vacuum"]["summary"] == "never ran"
+    assert results(result)["timer_backup"] is True
+    assert results(result)["timer_vacuum"] is False
+    lines = "\n".join(result.report())
+    assert "backup           succeeded    2026-11-24T02:00:00+00:00  Wed 2026-11-25 02:00:00 UTC" in lines
+    assert "vacuum           never ran    never                      never" in lines
+
+
+def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:
+    failed = {"finished": "t", "seconds": 1, "summary": "disk low", "ok": False, "command": "backup"}
+    runs.record(deployed.state_directory, failed)
+    result = status.status(deployed)
+    assert results(result)["job_backup"] is False
+    assert "journalctl -u abathur-db@backup" in next(check.hint for check in result.checks if check.id == "job_backup")
+    assert any(line.startswith("backup           failed") for line in result.report())
+
+
+def test_the_newest_backup_is_named(conf: Config) -> None:
+    schema.init(conf)
+    file = backup.backup(conf).data["file"]
+    assert status.status(conf).data["newest_backup"] == file
+
+
+def test_a_missing_database_fails_the_status_with_the_next_step(conf: Config) -> None:
+    result = status.status(conf)
+    assert not result.ok
+    assert result.summary.startswith("status failed at database: expected can be opened, found there is no database")
+    assert "abathur-db init" in result.hint
+
+
+def test_a_database_out_of_wal_mode_fails_the_status(conf: Config) -> None:
+    schema.init(conf)
+    run(conf.database, "PRAGMA journal_mode = DELETE")
+    result = status.status(conf)
+    assert results(result)["journal_mode"] is False
+    assert result.hint == "switch it back: abathur-db init"
+
+
+def test_a_write_ahead_log_over_its_limit_fails_the_status(conf: Config) -> None:
+    schema.init(conf)
+    writer = sqlite3.connect(conf.database)
+    writer.execute("INSERT INTO sessions (id, app_name, user_id) VALUES ('s', 'a', 'u')")
+    writer.commit()
+    assert results(status.status(replace(conf, wal_limit_mb=0)))["wal_size"] is False
+    writer.close()
+
+
+def test_a_disk_under_its_limit_fails_the_status(conf: Config) -> None:
+    schema.init(conf)
+    assert results(status.status(replace(conf, minimum_free_mb=1_000_000_000)))["free_space"] is False
+
+
+def test_no_timer_is_asked_for_where_none_is_installed(deployed: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "systemctl", lambda *_: [])
+    assert status.timers(deployed, []) == {}
+
+
+FAILED = {
+    "command": "backup",
+    "ok": False,
+    "summary": "the disk is full",
+    "hint": "df -h",
+    "invocation": "abc",
+    "finished": "t",
+}
+
+
+def test_an_alert_repeats_the_jobs_own_sentence(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+    result = status.alert(conf, "backup")
+    assert (result.summary, result.hint) == ("job backup failed: the disk is full", "df -h")
+
+
+def test_an_alert_by_hand_tells_of_the_last_run(conf: Config) -> None:
+    runs.record(conf.state_directory, FAILED)
+    assert status.alert(conf, "backup").summary == "job backup failed: the disk is full"
+
+
+def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own record is of an earlier run."""
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "signal")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "KILL")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
+    result = status.alert(conf, "backup")
+    assert result.summary == "job backup failed: ended with signal KILL"
+    assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
+
+
+def test_sizes_are_those_of_the_files(conf: Config) -> None:
+    schema.init(conf)
+    writer = sqlite3.connect(conf.database)
+    writer.execute("CREATE TABLE more (x)")
+    writer.commit()
+    with database.opened(conf.database, 0, read_only=True) as connection:
+        sizes = maintenance.sizes(conf, connection)
+    assert sizes["wal_bytes"] == database.sidecars(conf.database)[0].stat().st_size > 0
+    writer.close()
