@@ -28,7 +28,7 @@ ifeq ($(INVENTORY),)
 	@$(SUDO) env "PATH=$(PATH)" ansible-playbook deploy.yml -i .cache/inventory.json $(ARGS)
 	@printf '%s\n' '' 'The host "demo" runs Abathur'"'"'s database. Go on with:' \
 	  '  make ssh                                                        log in (then: abathur-db status)' \
-	  '  make ssh COMMAND="systemctl list-timers '"'"'abathur-db@*'"'"'"     watch the timers' \
+	  '  make ssh COMMAND="systemctl list-timers '"'"'abathur-db@*'"'"'"         watch the timers' \
 	  '  less reports/demo/validation.txt                                read the report again' \
 	  '  make destroy                                                    throw the host away'
 else

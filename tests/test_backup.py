@@ -150,7 +150,7 @@ def test_a_full_check_finds_what_a_quick_one_does_not(conf: Config) -> None:
 
 
 def test_a_low_disk_is_said_before_anything_is_written(conf: Config) -> None:
-    with pytest.raises(Failure, match=r"a backup needs 10000000\d\d MB free at .*; nothing was changed") as caught:
+    with pytest.raises(Failure, match=r"a backup needs 1000\.0 TB free at .*; nothing was changed") as caught:
         backup.backup(replace(conf, minimum_free_mb=1_000_000_000))
     assert caught.value.hint.startswith("free space there: df -h")
     assert list(conf.backup_directory.iterdir()) == []

@@ -111,3 +111,13 @@ def test_systemctl_that_fails_or_is_absent_gives_no_lines(monkeypatch: pytest.Mo
     assert host.systemctl("list-unit-files") == []
     program.unlink()
     assert host.systemctl("show") == []
+
+
+def test_sizes_are_said_in_units_that_fit() -> None:
+    assert [host.readable(size) for size in (0, 999, 176_128, 1_500_000, 10_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "176 kB",
+        "1.5 MB",
+        "10.0 GB",
+    ]

@@ -78,7 +78,7 @@ def test_room_for_the_existing_database_twice_over_is_asked_for(conf: Config, mo
     monkeypatch.setattr(host, "free_bytes", lambda _: 5_900_000_000)
     result = preflight.preflight(conf)
     check = next(check for check in result.checks if check.id == "data_free_space")
-    assert (check.ok, check.expected) == (False, "6000 MB free")
+    assert (check.ok, check.expected) == (False, "6.0 GB free")
 
 
 def test_a_database_that_init_would_refuse_fails_with_its_words(conf: Config) -> None:

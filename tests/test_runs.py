@@ -63,8 +63,8 @@ def test_a_lock_that_is_a_symlink_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_becomes_the_last_result_and_leaves_the_last_success(tmp_path: Path) -> None:
-    runs.record(tmp_path, {"command": "backup", "ok": True, "summary": "first"})
-    runs.record(tmp_path, {"command": "backup", "ok": False, "summary": "second"})
+    runs.record(tmp_path, {"command": "backup", "ok": True, "summary": "first", "invocation": ""})
+    runs.record(tmp_path, {"command": "backup", "ok": False, "summary": "second", "invocation": ""})
     last, success = (runs.recorded(tmp_path, kind, "backup") for kind in ("last", "success"))
     assert last is not None
     assert success is not None

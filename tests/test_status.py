@@ -49,7 +49,7 @@ def test_a_database_of_ones_own_has_a_status_without_timers(conf: Config) -> Non
 
 
 def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config) -> None:
-    run_of = {"finished": "2026-11-24T02:00:00+00:00", "seconds": 1.5, "summary": "fine", "ok": True}
+    run_of = {"finished": "2026-11-24T02:00:00+00:00", "seconds": 1.5, "summary": "fine", "ok": True, "invocation": ""}
     runs.record(deployed.state_directory, {**run_of, "command": "backup"})
     result = status.status(deployed)
     assert result.data["jobs"]["backup"] == {
@@ -69,7 +69,7 @@ def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config
 
 
 def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:
-    failed = {"finished": "t", "seconds": 1, "summary": "disk low", "ok": False, "command": "backup"}
+    failed = {"finished": "t", "seconds": 1, "summary": "disk low", "ok": False, "command": "backup", "invocation": ""}
     runs.record(deployed.state_directory, failed)
     result = status.status(deployed)
     assert results(result)["job_backup"] is False

@@ -164,22 +164,28 @@ def test_a_job_without_its_timer_fails(conf: Config, monkeypatch: pytest.MonkeyP
     assert found["timer_analyze"].measured == "absent, inactive, next never"
 
 
+BY_UNIT = {"command": "backup", "finished": "t", "summary": "s", "invocation": "abc"}
+BY_HAND = {**BY_UNIT, "invocation": ""}
+
+
 @pytest.mark.parametrize(
-    ("run_of", "ok"),
+    ("ran", "ok"),
     [
-        (None, False),
-        ({"ok": True, "invocation": ""}, False),
-        ({"ok": False, "invocation": "abc"}, False),
-        ({"ok": True, "invocation": "abc"}, True),
+        ([], False),
+        ([{**BY_HAND, "ok": True}], False),
+        ([{**BY_UNIT, "ok": False}], False),
+        ([{**BY_UNIT, "ok": True}], True),
+        ([{**BY_UNIT, "ok": True}, {**BY_HAND, "ok": True}], True),
+        ([{**BY_UNIT, "ok": True}, {**BY_HAND, "ok": False}], False),
     ],
 )
-def test_the_backup_job_has_to_have_run_through_its_unit(
-    conf: Config, monkeypatch: pytest.MonkeyPatch, run_of: dict[str, Any] | None, ok: bool
+def test_the_backup_job_has_to_have_run_through_its_unit_and_its_last_run_to_be_good(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, ran: list[dict[str, Any]], ok: bool
 ) -> None:
     good = {"ActiveState": "active", "UnitFileState": "enabled", "NextElapseUSecRealtime": "tomorrow"}
     monkeypatch.setattr(status, "timers", lambda *_: {"backup": good})
-    if run_of:
-        runs.record(conf.state_directory, {"command": "backup", "finished": "t", "summary": "s", **run_of})
+    for run_of in ran:
+        runs.record(conf.state_directory, run_of)
     assert ("backup_job" not in failed(conf, ["backup"])) is ok
 
 

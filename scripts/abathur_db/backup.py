@@ -51,7 +51,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     size = path.stat().st_size + sum(side.stat().st_size for side in database.sidecars(path) if side.exists())
     needed = 2 * size + config.minimum_free_mb * host.MB
     if dry_run:
-        return Result("backup", f"would copy {size / host.MB:.1f} MB to {config.backup_directory}", changed=True)
+        return Result("backup", f"would copy {host.readable(size)} to {config.backup_directory}", changed=True)
     config.backup_directory.mkdir(parents=True, exist_ok=True)
     host.require_free(config.backup_directory, needed, "a backup")
     begun = time.monotonic()
@@ -80,7 +80,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
             leftover.unlink(missing_ok=True)
     return Result(
         "backup",
-        f"{kept.file}: {kept.plain_bytes / host.MB:.1f} MB as {kept.bytes / host.MB:.1f} MB in {kept.seconds:.1f} s, "
+        f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
         f"{kept.check} check passed",
         changed=True,
         data=asdict(kept),

@@ -49,6 +49,16 @@ def become(owner: str) -> None:
     os.environ.update(HOME=account.pw_dir, USER=owner, LOGNAME=owner)
 
 
+def readable(size: int) -> str:
+    """Return a size in bytes as people read it, in decimal units as `df -H` does."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
+
+
 def existing(path: Path) -> Path:
     """Return the nearest ancestor of `path` (or itself) that exists."""
     while not os.path.lexists(path) and path != path.parent:
@@ -66,7 +76,7 @@ def require_free(path: Path, needed: int, purpose: str) -> None:
     free = free_bytes(path)
     if free < needed:
         raise Failure(
-            f"{purpose} needs {needed / MB:.0f} MB free at {path}, {free / MB:.0f} MB are; nothing was changed",
+            f"{purpose} needs {readable(needed)} free at {path}, {readable(free)} are; nothing was changed",
             f"free space there: df -h {existing(path)}",
         )
 

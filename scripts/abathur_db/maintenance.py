@@ -33,7 +33,7 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
     host.require_free(config.database, config.minimum_free_mb * host.MB, "analyze")
     with database.opened(config.database, config.busy_timeout_ms, read_only=dry_run) as connection:
         measured = sizes(config, connection)
-        size = f"{measured['database_bytes'] / host.MB:.1f} MB"
+        size = host.readable(measured["database_bytes"])
         if dry_run:
             return Result("analyze", f"would analyze {size}", changed=True, data=measured)
         connection.execute(f"PRAGMA analysis_limit = {config.analysis_limit}")
@@ -75,13 +75,13 @@ def vacuum(config: Config, dry_run: bool = False) -> Result:
                 f"skipped: {percent:.1f} % of the pages are free, under {config.vacuum_minimum_percent} %",
                 data=data,
             )
-        gain = f"{free * page / host.MB:.1f} MB"
+        gain = host.readable(free * page)
         if dry_run:
             return Result("vacuum", f"would give back {gain}", changed=True, data=data)
         _vacuum_slices(config, connection, free)
         given = free - database.pragma(connection, "freelist_count")
     data["given_back_pages"] = given
-    return Result("vacuum", f"gave back {given * page / host.MB:.1f} of {gain}", changed=given > 0, data=data)
+    return Result("vacuum", f"gave back {host.readable(given * page)} of {gain}", changed=given > 0, data=data)
 
 
 def _vacuum_slices(config: Config, connection: sqlite3.Connection, free: int) -> None:

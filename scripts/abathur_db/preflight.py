@@ -105,8 +105,8 @@ def _file_systems(config: Config) -> list[Check]:
                 Check(
                     f"{name}_free_space",
                     free >= needed,
-                    f"{needed / host.MB:.0f} MB free",
-                    f"{free / host.MB:.0f} MB at {host.existing(path)}",
+                    f"{host.readable(needed)} free",
+                    f"{host.readable(free)} at {host.existing(path)}",
                     f"free space there, or configure another disk: df -h {host.existing(path)}",
                 )
             )

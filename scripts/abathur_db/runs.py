@@ -28,16 +28,19 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def record(state_directory: Path, run: dict[str, Any]) -> None:
-    """Keep a run as the last result of its command, and as its last success if it was one."""
+    """Keep a run as the last result of its command; a good one as success, and as unit when systemd ran it."""
     text = json.dumps(run, indent=2) + "\n"
-    for kind in ("last", "success") if run["ok"] else ("last",):
+    kinds = ["last"]
+    if run["ok"]:
+        kinds += ["success", "unit"] if run["invocation"] else ["success"]
+    for kind in kinds:
         directory = state_directory / kind
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / f"{run['command']}.json", text)
 
 
 def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] | None:
-    """Return the `last` or `success` record of a command, None when there is none to be read."""
+    """Return the record of a command, None when there is none to be read; `kind`: last, success, unit."""
     try:
         found = json.loads((state_directory / kind / f"{command}.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

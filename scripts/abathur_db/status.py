@@ -102,7 +102,7 @@ def _database(config: Config, data: dict[str, Any]) -> Check:
         "database",
         data["schema_version"] == known,
         f"schema version {known}",
-        f"schema version {data['schema_version']}, {data['database_bytes'] / host.MB:.1f} MB",
+        f"schema version {data['schema_version']}, {host.readable(data['database_bytes'])}",
         "deploy again: ansible-playbook deploy.yml",
     )
 
@@ -128,7 +128,7 @@ def wal_size(config: Config, size: int) -> Check:
         "wal_size",
         size <= config.wal_limit_mb * host.MB,
         f"at most {config.wal_limit_mb} MB",
-        f"{size / host.MB:.1f} MB",
+        host.readable(size),
         f"a reader may hold it open; find it: fuser -v {config.database}",
     )
 
@@ -139,7 +139,7 @@ def _disk(config: Config, data: dict[str, Any]) -> Check:
         "free_space",
         free >= config.minimum_free_mb * host.MB,
         f"at least {config.minimum_free_mb} MB free",
-        f"{free / host.MB:.0f} MB",
+        host.readable(free),
         f"free space there: df -h {config.database.parent}",
     )
 

@@ -90,11 +90,12 @@ def _repair(path: Path) -> str:
 
 def _backup_job(config: Config) -> list[Check]:
     last = runs.recorded(config.state_directory, "last", "backup")
+    through_unit = runs.recorded(config.state_directory, "unit", "backup")
     return [
         Check(
             "backup_job",
-            last is not None and last["ok"] and bool(last["invocation"]),
-            "ran through its unit and succeeded",
+            last is not None and last["ok"] and through_unit is not None,
+            "succeeded, and has run through its unit",
             f"{last['finished']}: {last['summary']}" if last else "never ran",
             "systemctl start abathur-db@backup; journalctl -u abathur-db@backup -n 50",
         )
