@@ -19,14 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Isolated mode: neither the caller's directory nor PYTHON* variables reach a tool that root may run.
 SHEBANG = b"#!/usr/bin/python3 -I\n"
+BUNDLED = ("aiosqlite", "tqdm")
+"""Pure-Python distributions that travel in the archive."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest moment that a zip archive can hold."""
 
 
 def sources() -> dict[str, bytes]:
-    """Return every file of the archive by its name in it: the package, sql/, aiosqlite and its licence.
+    """Return every file of the archive by its name in it: the package, sql/, what is bundled with its licence.
 
-    Exits with a sentence when aiosqlite is absent or not the version that the lock file pins.
+    Exits with a sentence when a bundled distribution is absent or not the version that the lock file pins.
     """
     package = ROOT / "scripts" / "abathur_db"
     found = {f"abathur_db/{each.name}": each.read_bytes() for each in package.iterdir() if each.is_file()}
@@ -34,24 +36,24 @@ def sources() -> dict[str, bytes]:
         if each.is_file():
             found[f"abathur_db/sql/{each.relative_to(ROOT / 'sql').as_posix()}"] = each.read_bytes()
     found["__main__.py"] = b"import sys\n\nfrom abathur_db.__main__ import run\n\nsys.exit(run())\n"
-    return found | _aiosqlite()
+    for name in BUNDLED:
+        found |= _distribution(name)
+    return found
 
 
-def _aiosqlite() -> dict[str, bytes]:
+def _distribution(name: str) -> dict[str, bytes]:
     lock = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pinned = re.search(r"^aiosqlite==(\S+)", lock, re.MULTILINE)
+    pinned = re.search(rf"^{name}==(\S+)", lock, re.MULTILINE)
     try:
-        distribution = metadata.distribution("aiosqlite")
+        distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         sys.exit(
-            "build: aiosqlite is not installed for this Python\nnext: run it from the project's environment: make venv"
+            f"build: {name} is not installed for this Python\nnext: run it from the project's environment: make venv"
         )
     if pinned is None or distribution.version != pinned[1]:
         wanted = pinned[1] if pinned else "no version"
-        sys.exit(
-            f"build: aiosqlite {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv"
-        )
-    wanted_files = re.compile(r"aiosqlite/[a-z_]+\.py|aiosqlite-[^/]+/(licenses/)?LICENSE")
+        sys.exit(f"build: {name} {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv")
+    wanted_files = re.compile(rf"{name}/[a-z_]+\.py|{name}-[^/]+/(licenses/)?LICEN[CS]E")
     return {
         each.as_posix(): Path(str(each.locate())).read_bytes()
         for each in distribution.files or []

@@ -34,13 +34,13 @@ def application(path: Path, *extras: str) -> None:
     run(path, (SQL / "migrations/0001_initial.sql").read_text(), "PRAGMA application_id = 0", *extras)
 
 
-def rows(path: Path, count: int) -> None:
+def rows(path: Path, count: int, namespace: str = "user:1") -> None:
     """Insert memories of about 1 kB each, in one transaction."""
     run(
         path,
         "INSERT INTO memory_entries (namespace, key, value, memory_type)"
         f" WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
-        " SELECT 'user:1', 'key' || i, '\"' || hex(randomblob(500)) || '\"', 'semantic' FROM n",
+        f" SELECT '{namespace}', 'key' || i, '\"' || hex(randomblob(500)) || '\"', 'semantic' FROM n",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -63,12 +64,12 @@ def test_a_second_build_leaves_the_file_alone(tmp_path: Path) -> None:
     assert (tmp_path / "abathur-db").stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_the_archive_holds_sources_sql_and_aiosqlite_with_its_licence_and_no_more(tmp_path: Path) -> None:
+def test_the_archive_holds_sources_sql_and_what_is_bundled_with_its_licence_and_no_more(tmp_path: Path) -> None:
     built(tmp_path)
     names = set(zipfile.ZipFile(tmp_path / "abathur-db").namelist())
     assert {"__main__.py", "abathur_db/cli.py", "abathur_db/sql/migrations/0001_initial.sql"} <= names
     assert {"aiosqlite/core.py", "abathur_db/development.toml"} <= names
-    assert any(name.endswith("LICENSE") for name in names)
+    assert {name.partition("-")[0] for name in names if re.search("LICEN[CS]E$", name)} == set(build.BUNDLED)
     assert [name for name in names if "__pycache__" in name or "tests" in name] == []
 
 
@@ -76,7 +77,7 @@ def test_another_aiosqlite_than_the_pinned_one_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "requirements.txt").write_text("aiosqlite==0.1\n")
     with pytest.raises(SystemExit, match=r"requirements\.txt pins 0\.1\nnext: make venv"):
-        build._aiosqlite()
+        build._distribution("aiosqlite")
 
 
 def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Path, conf: Config) -> None:
@@ -84,10 +85,18 @@ def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Pa
     home.mkdir(mode=0o700)
     shutil.chown(home, "nobody")
     built(everybodys)
-    owned = replace(conf, owner="nobody", database=home / "a", backup_directory=home / "b", state_directory=home / "s")
-    for command in ("init", "seed", "backup", "validate", "status"):
+    owned = replace(
+        conf,
+        owner="nobody",
+        database=home / "a",
+        backup_directory=home / "b",
+        state_directory=home / "s",
+        install_directory=everybodys / "o",
+    )
+    (everybodys / "o").mkdir()
+    for command in ("init", "seed", "backup", "validate", "rollback --to=latest", "status"):
         done = subprocess.run(
-            [everybodys / "abathur-db", command],
+            [everybodys / "abathur-db", *command.split()],
             env={"PATH": os.environ["PATH"], "ABATHUR_DB_CONFIG": toml(owned)},
             capture_output=True,
             text=True,

@@ -21,7 +21,7 @@ from databases import ROOT
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 KINDS = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "dict": dict}
 # The README of a database of one's own says why these differ from a host's.
-OF_THE_HOST = {"database", "backup_directory", "state_directory", "owner", "application_units"}
+OF_THE_HOST = {"database", "backup_directory", "state_directory", "install_directory", "owner", "application_units"}
 
 
 def load(path: str) -> Any:
@@ -102,7 +102,7 @@ def test_the_types_of_the_specification_are_those_of_the_dataclass() -> None:
 
 def test_every_job_is_a_command_that_locks_and_records() -> None:
     jobs = defaults("abathur_maintenance")["abathur_maintenance_jobs"]
-    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check"}
+    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check", "drill"}
     assert [job for job in jobs if not (cli.COMMANDS[job].lock and cli.COMMANDS[job].recorded)] == []
 
 

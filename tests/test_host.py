@@ -52,6 +52,25 @@ def test_the_owner_itself_and_a_database_without_owner_go_on_as_they_are() -> No
     host.become(pwd.getpwuid(os.geteuid()).pw_name)
 
 
+def test_work_as_the_owner_comes_back_with_its_answer_and_root_stays_root() -> None:
+    assert host.as_owner("nobody", lambda: {"uid": os.getuid()}) == {"uid": pwd.getpwnam("nobody").pw_uid}
+    assert os.geteuid() == 0
+
+
+def test_a_failure_of_the_owners_work_comes_back_whole() -> None:
+    def work() -> dict[str, int]:
+        raise Failure("what", "next", Exit.BUSY)
+
+    with pytest.raises(Failure, match="what") as caught:
+        host.as_owner("nobody", work)
+    assert (caught.value.hint, caught.value.code) == ("next", Exit.BUSY)
+
+
+def test_work_that_dies_without_an_answer_is_a_defect_and_no_success() -> None:
+    with pytest.raises(RuntimeError, match="the work as nobody ended without an answer"):
+        host.as_owner("nobody", lambda: {"x": os.kill(os.getpid(), 9)})
+
+
 def test_an_owner_who_does_not_exist_is_named() -> None:
     with pytest.raises(Failure, match="owner no-such-user does not exist") as caught:
         host.become("no-such-user")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from abathur_db import host, preflight, schema
+from abathur_db import host, preflight, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Result
 from databases import picture
@@ -28,8 +28,18 @@ def conf(conf: Config) -> Iterator[Config]:
     """Return a configuration whose directories are below one that only its owner can write."""
     home = Path("/var/lib") / f"abathur-preflight-{os.getpid()}"
     home.mkdir(mode=0o700)
-    yield replace(conf, database=home / "data/a.db", backup_directory=home / "b", state_directory=home / "s")
+    yield replace(
+        conf,
+        database=home / "data/a.db",
+        backup_directory=home / "b",
+        state_directory=home / "s",
+        install_directory=home / "o",
+    )
     shutil.rmtree(home)
+
+
+def check(conf: Config, release: str = "") -> Result:
+    return preflight.preflight(conf, release)
 
 
 def failed(result: Result) -> dict[str, str]:
@@ -37,7 +47,7 @@ def failed(result: Result) -> dict[str, str]:
 
 
 def test_a_fresh_host_passes_and_hears_what_will_be_done(conf: Config) -> None:
-    result = preflight.preflight(conf)
+    result = check(conf)
     assert failed(result) == {}
     assert result.data["init"]["data"]["kind"] == "create"
     assert result.data["notes"][-2].startswith("would create ")
@@ -48,7 +58,7 @@ def test_a_fresh_host_passes_and_hears_what_will_be_done(conf: Config) -> None:
 def test_an_existing_database_is_looked_at_and_not_touched(conf: Config) -> None:
     schema.init(conf)
     before = picture(conf.database.parent)
-    result = preflight.preflight(conf)
+    result = check(conf)
     assert result.ok
     assert result.data["init"]["changed"] is False
     after = picture(conf.database.parent)
@@ -59,7 +69,7 @@ def test_all_failures_are_in_one_report(conf: Config, monkeypatch: pytest.Monkey
     conf.database.parent.mkdir()
     conf.database.symlink_to("/etc/passwd")
     monkeypatch.setattr(host, "file_system", lambda _: "nfs4")
-    result = preflight.preflight(replace(conf, minimum_free_mb=1_000_000_000))
+    result = check(replace(conf, minimum_free_mb=1_000_000_000))
     assert set(failed(result)) == {
         "data_file_system",
         "backup_file_system",
@@ -76,39 +86,39 @@ def test_room_for_the_existing_database_twice_over_is_asked_for(conf: Config, mo
     with conf.database.open("wb") as stream:
         stream.truncate(3_000_000_000)
     monkeypatch.setattr(host, "free_bytes", lambda _: 5_900_000_000)
-    result = preflight.preflight(conf)
-    check = next(check for check in result.checks if check.id == "data_free_space")
-    assert (check.ok, check.expected) == (False, "6.0 GB free")
+    result = check(conf)
+    space = next(each for each in result.checks if each.id == "data_free_space")
+    assert (space.ok, space.expected) == (False, "6.0 GB free")
 
 
 def test_a_database_that_init_would_refuse_fails_with_its_words(conf: Config) -> None:
     conf.database.parent.mkdir()
     conf.database.write_text("something else entirely")
-    assert "is not a SQLite database" in failed(preflight.preflight(conf))["database"]
+    assert "is not a SQLite database" in failed(check(conf))["database"]
 
 
 def test_a_directory_of_a_stranger_is_refused(conf: Config) -> None:
     conf.database.parent.mkdir()
     shutil.chown(conf.database.parent, "nobody")
-    assert "belongs to nobody (uid" in failed(preflight.preflight(conf))["data_path"]
+    assert "belongs to nobody (uid" in failed(check(conf))["data_path"]
 
 
 def test_a_directory_that_everybody_can_write_is_refused(conf: Config) -> None:
     conf.backup_directory.mkdir()
     conf.backup_directory.chmod(0o777)
-    result = preflight.preflight(conf)
+    result = check(conf)
     assert failed(result) == {"backup_path": f"{conf.backup_directory} can be written by everybody"}
     assert result.hint == f"take that away: chmod o-w {conf.backup_directory}"
 
 
 def test_a_directory_behind_a_symlink_is_refused(conf: Config, tmp_path: Path) -> None:
     conf.backup_directory.symlink_to(tmp_path)
-    assert failed(preflight.preflight(conf))["backup_path"] == f"{conf.backup_directory} is a symlink to {tmp_path}"
+    assert failed(check(conf))["backup_path"] == f"{conf.backup_directory} is a symlink to {tmp_path}"
 
 
 def test_a_database_of_root_is_not_the_owners(conf: Config) -> None:
     schema.init(conf)
-    result = preflight.preflight(replace(conf, owner="nobody"))
+    result = check(replace(conf, owner="nobody"))
     assert failed(result)["database_path"] == f"{conf.database} belongs to root (uid 0)"
     assert "chown nobody:" in result.hint
 
@@ -120,19 +130,30 @@ def test_the_owners_own_database_is_read_as_the_owner(conf: Config, monkeypatch:
     for each in (conf.database.parent, conf.database):
         shutil.chown(each, "nobody")
     monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
-    assert failed(preflight.preflight(replace(conf, owner="nobody"))) == {}
+    assert failed(check(replace(conf, owner="nobody"))) == {}
     assert became == ["nobody"]
 
 
 def test_an_owner_who_will_be_made_is_no_fault(conf: Config) -> None:
-    assert preflight.preflight(replace(conf, owner="no-such-user")).ok
+    assert check(replace(conf, owner="no-such-user")).ok
 
 
 def test_the_application_and_missing_packages_are_reported(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {"ActiveState": "active", "UnitFileState": "disabled"}
     monkeypatch.setattr(host, "unit_properties", lambda *_: shown)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    data = preflight.preflight(replace(conf, application_units=["abathur.service"])).data
+    data = check(replace(conf, application_units=["abathur.service"])).data
     assert data["application_units"] == [{"name": "abathur.service", "active": True, "enabled": False}]
     assert data["missing_packages"] == ["zstd"]
-    assert preflight.preflight(replace(conf, backup_compression="gzip")).data["missing_packages"] == []
+    assert check(replace(conf, backup_compression="gzip")).data["missing_packages"] == []
+
+
+def test_a_backup_is_needed_where_the_database_or_the_tool_will_change(conf: Config) -> None:
+    assert not check(conf, "new").data["backup_needed"]
+    schema.init(conf)
+    assert check(conf).data["backup_needed"]
+    seed.seed(conf)
+    assert check(conf, "new").data["backup_needed"]
+    conf.install_directory.mkdir()
+    (conf.install_directory / "current").symlink_to("new")
+    assert not check(conf, "new").data["backup_needed"]

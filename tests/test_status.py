@@ -6,7 +6,7 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
-from abathur_db import backup, database, host, maintenance, runs, schema, status
+from abathur_db import backup, database, host, maintenance, proof, restore, runs, schema, status
 from abathur_db.config import Config
 from abathur_db.result import Result
 from databases import run
@@ -63,6 +63,7 @@ def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config
     assert result.data["jobs"]["vacuum"]["summary"] == "never ran"
     assert results(result)["timer_backup"] is True
     assert results(result)["timer_vacuum"] is False
+    assert results(result)["backup_age"] is False
     lines = "\n".join(result.report())
     assert "backup           succeeded    2026-11-24T02:00:00+00:00  Wed 2026-11-25 02:00:00 UTC" in lines
     assert "vacuum           never ran    never                      never" in lines
@@ -79,8 +80,25 @@ def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:
 
 def test_the_newest_backup_is_named(conf: Config) -> None:
     schema.init(conf)
-    file = backup.backup(conf).data["file"]
-    assert status.status(conf).data["newest_backup"] == file
+    assert any("newest verified backup: none; no drill yet" in line for line in status.status(conf).report())
+    made = backup.backup(conf).data["id"]
+    assert status.status(conf).data["newest_backup"] == made
+
+
+def test_the_recovery_time_of_the_last_drill_is_shown(conf: Config) -> None:
+    schema.init(conf)
+    backup.backup(conf)
+    drilled = proof.drill(conf)
+    runs.record(conf.state_directory, {**drilled.as_dict(), "invocation": "", "finished": "t", "seconds": 1})
+    result = status.status(conf)
+    assert result.data["recovery_seconds"] == drilled.data["recovery_seconds"] > 0
+    assert any("restored by the last drill in" in line for line in result.report())
+
+
+def test_a_kept_former_database_is_shown_until_it_is_deleted(conf: Config) -> None:
+    schema.init(conf)
+    kept = restore.restore(conf, "fresh").data["kept"]
+    assert any(kept in line for line in status.status(conf).report())
 
 
 def test_a_missing_database_fails_the_status_with_the_next_step(conf: Config) -> None:

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from abathur_db import database, host, runs
+from abathur_db import __version__, catalog, database, host, progress, proof, release, retention, runs
+from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
-PREFIX = "abathur_"
-SUFFIXES = {"zstd": ".db.zst", "gzip": ".db.gz", "none": ".db"}
-CHUNK = 1 << 20
-"""Bytes read at a time: memory stays flat whatever the size of the database."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known of a backup; stands beside it as JSON. Sizes in bytes, duration in seconds."""
-
-    file: str
-    created: str
-    sha256: str
-    bytes: int
-    plain_sha256: str
-    plain_bytes: int
-    user_version: int
-    application_id: int
-    check: str
-    seconds: float
-
 
 def backup(config: Config, dry_run: bool = False) -> Result:
-    """Back the configured database up; only what passed its check gets its final name.
+    """Back the configured database up; only what passed its check gets its final name. Then prune.
 
     Raises Failure when the space is not there, the copy does not pass, or the disk fills; the
     directory is then as it was before.
@@ -49,59 +30,62 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     path = config.database
     database.require(path)
     size = path.stat().st_size + sum(side.stat().st_size for side in database.sidecars(path) if side.exists())
-    needed = 2 * size + config.minimum_free_mb * host.MB
     if dry_run:
         return Result("backup", f"would copy {host.readable(size)} to {config.backup_directory}", changed=True)
     config.backup_directory.mkdir(parents=True, exist_ok=True)
-    host.require_free(config.backup_directory, needed, "a backup")
+    # The plain copy and, at worst, a packed one as large.
+    host.require_free(config.backup_directory, 2 * size + config.minimum_free_mb * host.MB, "a backup")
     begun = time.monotonic()
     stamp = datetime.now(UTC)
-    name = _free_name(config, stamp)
-    plain = config.backup_directory / f".{PREFIX}new.db.partial"
-    packed = config.backup_directory / f".{PREFIX}new.packed.partial"
+    plain = config.backup_directory / f".{catalog.PREFIX}new.db.partial"
+    packed = config.backup_directory / f".{catalog.PREFIX}new.packed.partial"
     partials = [plain, packed, plain.with_name(plain.name + "-journal")]
     try:
         for leftover in partials:
             leftover.unlink(missing_ok=True)
-        database.snapshot(path, plain, config.busy_timeout_ms)
-        version, application = verify(plain, full=config.backup_check == "full")
-        manifest = _pack(config, plain, packed, name)
-        manifest.update(
+        with progress.watched("copy", size, plain):
+            database.snapshot(path, plain, config.busy_timeout_ms)
+        facts = _facts(plain, full=config.backup_check == "full")
+        facts |= _pack(config, plain, packed)
+        identity = _identity(config, stamp)
+        kept = Manifest(
+            id=identity,
+            sequence=catalog.next_sequence(config),
+            file=f"{catalog.PREFIX}{identity}{catalog.SUFFIXES[config.backup_compression]}",
             created=stamp.isoformat(timespec="seconds"),
-            user_version=version,
-            application_id=application,
+            sqlite_version=sqlite3.sqlite_version,
+            tool_version=__version__,
             check=config.backup_check,
             seconds=round(time.monotonic() - begun, 3),
+            **facts,
         )
-        kept = Manifest(**manifest)  # type: ignore[arg-type]
         _publish(config, packed, kept)
+    except OSError as error:
+        raise Failure(
+            f"the backup could not be written: {error.strerror or error}; nothing was kept of it, "
+            "older backups are untouched",
+            f"free space there: df -h {config.backup_directory}",
+        ) from error
     finally:
         for leftover in partials:
             leftover.unlink(missing_ok=True)
+    pruned = prune(config)
     return Result(
         "backup",
         f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
-        f"{kept.check} check passed",
+        f"{kept.check} check passed" + (f"; {pruned.summary}" if pruned.changed else ""),
         changed=True,
         data=asdict(kept),
     )
 
 
-def backups(config: Config) -> list[Manifest]:
-    """Return the backups whose manifest can be read and whose file is there, newest first."""
-    found = []
-    for entry in config.backup_directory.glob(f"{PREFIX}*.json") if config.backup_directory.is_dir() else ():
-        try:
-            manifest = Manifest(**json.loads(entry.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            continue
-        if (config.backup_directory / manifest.file).is_file():
-            found.append(manifest)
-    return sorted(found, key=lambda each: each.created, reverse=True)
+def prune(config: Config, dry_run: bool = False) -> Result:
+    """Remove the backups that no rule keeps, sparing those that a rollback needs."""
+    return retention.prune(config, never=release.spared(config), dry_run=dry_run)
 
 
-def verify(plain: Path, *, full: bool) -> tuple[int, int]:
-    """Check a closed copy and return its user_version and application_id.
+def _facts(plain: Path, *, full: bool) -> dict[str, Any]:
+    """Check a closed copy and return what its manifest says of its content.
 
     Raises Failure when SQLite finds a fault in it.
     """
@@ -111,52 +95,46 @@ def verify(plain: Path, *, full: bool) -> tuple[int, int]:
                 f"the copy of the database is corrupt: {found[0]}; no backup was kept",
                 "check the database: abathur-db integrity-check",
             )
-        return database.pragma(copy, "user_version"), database.pragma(copy, "application_id")
+        return {
+            "user_version": database.pragma(copy, "user_version"),
+            "application_id": database.pragma(copy, "application_id"),
+            "page_count": database.pragma(copy, "page_count"),
+            "rows": database.row_counts(copy),
+        }
 
 
-def _free_name(config: Config, stamp: datetime) -> str:
-    """Return the design's name, abathur_YYYYmmdd_HHMMSS; the moment of an existing backup is waited out."""
-    suffix = SUFFIXES[config.backup_compression]
-    name = f"{PREFIX}{stamp:%Y%m%d_%H%M%S}"
-    if (config.backup_directory / f"{name}.json").exists():
-        name = f"{PREFIX}{stamp:%Y%m%d_%H%M%S_%f}"
-    return name + suffix
+def _identity(config: Config, stamp: datetime) -> str:
+    """Return the stamp of the design's name, abathur_YYYYmmdd_HHMMSS, with a number where it is taken."""
+    taken = {each.id for each in catalog.entries(config)}
+    stamped = f"{stamp:{catalog.STAMP}}"
+    number = 1
+    identity = stamped
+    while identity in taken:
+        number += 1
+        identity = f"{stamped}_{number}"
+    return identity
 
 
-def _pack(config: Config, plain: Path, packed: Path, name: str) -> dict[str, str | int | float]:
-    compress: dict[str, Callable[[Path, Path], None]] = {
-        "zstd": _zstd,
-        "gzip": _gzip,
-        "none": os.replace,
-    }
-    plain_bytes = plain.stat().st_size
-    plain_sha256 = sha256(plain)
-    try:
+def _pack(config: Config, plain: Path, packed: Path) -> dict[str, Any]:
+    compress: dict[str, Callable[[Path, Path], None]] = {"zstd": _zstd, "gzip": _gzip, "none": os.replace}
+    size, plain_sha256 = plain.stat().st_size, proof.sha256(plain, "hash")
+    with progress.watched("compress", size, packed):
         compress[config.backup_compression](plain, packed)
-    except OSError as error:
-        raise Failure(
-            f"the backup could not be written: {error.strerror}; nothing was kept of it, older backups are untouched",
-            f"free space there: df -h {config.backup_directory}",
-        ) from error
     database.sync(packed)
     return {
-        "file": name,
-        "sha256": sha256(packed),
-        "bytes": packed.stat().st_size,
+        "plain_bytes": size,
         "plain_sha256": plain_sha256,
-        "plain_bytes": plain_bytes,
+        "bytes": packed.stat().st_size,
+        "sha256": proof.sha256(packed, "hash"),
     }
 
 
 def _zstd(source: Path, target: Path) -> None:
-    program = shutil.which("zstd")
-    if program is None:
-        raise Failure(
-            "backup_compression is zstd, but the program zstd is not installed",
-            "apt-get install zstd, or set abathur_db_backup_compression to gzip",
-        )
     done = subprocess.run(
-        [program, "-q", "-3", "-T0", "-f", "-o", str(target), str(source)], capture_output=True, text=True, check=False
+        [proof.zstd(), "-q", "-3", "-T0", "-f", "-o", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise Failure(
@@ -167,19 +145,12 @@ def _zstd(source: Path, target: Path) -> None:
 
 def _gzip(source: Path, target: Path) -> None:
     with source.open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
-        shutil.copyfileobj(plain, packed, CHUNK)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in chunks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        shutil.copyfileobj(plain, packed, proof.CHUNK)
 
 
 def _publish(config: Config, packed: Path, manifest: Manifest) -> None:
     # The manifest comes last: a file without one does not count as a backup.
     os.replace(packed, config.backup_directory / manifest.file)
-    stem = manifest.file.split(".")[0]
-    text = json.dumps(asdict(manifest), indent=2) + "\n"
-    runs.write_whole(config.backup_directory / f"{stem}.json", text)
     database.sync(config.backup_directory)
+    text = json.dumps(asdict(manifest), indent=2) + "\n"
+    runs.write_whole(config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json", text, durable=True)

@@ -29,8 +29,8 @@ class Command:
 
     `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
     time with the other commands that lock. `dry_run`: takes --dry-run. `as_owner`: goes on as the
-    database's owner. `recorded`: its result is kept for status. `arguments`: further positional or
-    optional arguments, passed on by name.
+    database's owner. `recorded`: its result is kept for status. `positional`: an argument in the place
+    of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
 
     function: str
@@ -40,6 +40,7 @@ class Command:
     as_owner: bool = True
     recorded: bool = False
     takes_database: bool = True
+    positional: tuple[str, dict[str, Any]] | None = None
     arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
@@ -56,7 +57,33 @@ COMMANDS = {
         ),
     ),
     "status": Command("status:status", "show version, schema, sizes, and each job's last result and next run"),
-    "backup": Command("backup:backup", "make a checked, compressed backup", lock=True, dry_run=True, recorded=True),
+    "backup": Command(
+        "backup:backup",
+        "make a checked, compressed backup, then prune older ones",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+    ),
+    "backups": Command("catalog:list_backups", "list the backups with age, size, checks and drills"),
+    "verify": Command(
+        "proof:verify",
+        "prove a backup again: unpack, hash, check, compare with its manifest",
+        lock=True,
+        recorded=True,
+        positional=("which", {"nargs": "?", "default": "latest", "metavar": "ID|latest|all"}),
+    ),
+    "drill": Command(
+        "proof:drill", "restore the newest backup to scratch, check and query it, and time it", lock=True, recorded=True
+    ),
+    "prune": Command("backup:prune", "remove the backups that no rule keeps", lock=True, dry_run=True, recorded=True),
+    "restore": Command(
+        "restore:restore",
+        "put a backup in the database's place, keeping the former one aside",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+        positional=("source", {"metavar": "ID|latest|TIME|PATH|fresh"}),
+    ),
     "analyze": Command(
         "maintenance:analyze", "refresh the statistics of the query planner", lock=True, dry_run=True, recorded=True
     ),
@@ -64,7 +91,45 @@ COMMANDS = {
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),
-    "preflight": Command("preflight:preflight", "check a host before a deploy, changing nothing", as_owner=False),
+    "keep": Command(
+        "release:keep",
+        "keep the release that runs, for a rollback; the deploy calls it",
+        as_owner=False,
+        dry_run=True,
+        arguments=(("--backup", {"default": "", "metavar": "ID", "help": "the backup just taken"}),),
+    ),
+    "confirm": Command("release:confirm", "end a deploy that went well", as_owner=False, dry_run=True),
+    "rollback": Command(
+        "release:rollback",
+        "go back to the release before the last deploy, or to a backup",
+        as_owner=False,
+        dry_run=True,
+        recorded=True,
+        arguments=(
+            (
+                "--to",
+                {
+                    "default": "",
+                    "metavar": "ID|latest|TIME|PATH|fresh",
+                    "help": "a backup; default: the former release",
+                },
+            ),
+            (
+                "--lose-rows",
+                {"action": "store_true", "dest": "lose_rows", "help": "also when rows written since are lost"},
+            ),
+            (
+                "--failed-deploy",
+                {"action": "store_true", "dest": "failed_deploy", "help": "only from a deploy that failed"},
+            ),
+        ),
+    ),
+    "preflight": Command(
+        "preflight:preflight",
+        "check a host before a deploy, changing nothing",
+        as_owner=False,
+        arguments=(("--release", {"default": "", "help": "the release that will be installed"}),),
+    ),
     "alert": Command(
         "status:alert",
         "say why a job failed; systemd calls it",
@@ -81,7 +146,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
-        if command.takes_database:
+        if command.positional:
+            argument, described = command.positional
+            sub.add_argument(argument, **described)
+            sub.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
+        elif command.takes_database:
             sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
         sub.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
@@ -115,6 +184,7 @@ def _run(options: argparse.Namespace) -> Result:
     module, name = command.function.split(":")
     function: Callable[..., Result] = getattr(import_module(f"abathur_db.{module}"), name)
     names = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
+    names += [command.positional[0]] if command.positional else []
     passed = {name: getattr(options, name) for name in names}
     if command.dry_run:
         passed["dry_run"] = options.dry_run
@@ -156,8 +226,14 @@ def _record(settings: Config, result: Result, begun: float) -> None:
         # Set by systemd for a unit's processes: tells a timer's run from one by hand.
         "invocation": os.environ.get("INVOCATION_ID", ""),
     }
-    try:
+
+    def write() -> dict[str, Any]:
         runs.record(settings.state_directory, run)
+        return {}
+
+    try:
+        # As the owner also where root ran it: nothing of root's belongs in the owner's directory.
+        host.as_owner(settings.owner, write)
     except OSError as error:
         print(f"abathur-db: the result could not be kept in {settings.state_directory}: {error}", file=sys.stderr)
 

@@ -25,6 +25,7 @@ class Config:
     database: Path
     backup_directory: Path
     state_directory: Path
+    install_directory: Path
     owner: str
     application_units: list[str]
     busy_timeout_ms: int
@@ -33,6 +34,11 @@ class Config:
     wal_limit_mb: int
     backup_compression: str
     backup_check: str
+    backup_keep_daily: int
+    backup_keep_weekly: int
+    backup_keep_monthly: int
+    backup_keep_minimum: int
+    backup_maximum_age_hours: int
     analysis_limit: int
     vacuum_slice_pages: int
     vacuum_pause_ms: int
@@ -92,6 +98,7 @@ def development(text: str, database: Path) -> Config:
         database=database.absolute(),
         backup_directory=home / "backups",
         state_directory=home / ".abathur-db",
+        install_directory=home / ".abathur-db",
     )
 
 

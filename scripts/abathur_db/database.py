@@ -235,6 +235,20 @@ def foreign_key_violations(connection: sqlite3.Connection) -> dict[str, int]:
     return counts
 
 
+def row_counts(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the number of rows per table; virtual ones are left out, their extension may be absent (trap 15)."""
+    tables = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        " AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+    ).fetchall()
+    return {name: int(connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0]) for (name,) in tables}
+
+
+def quoted(name: str) -> str:
+    """Return a name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def pragma(connection: sqlite3.Connection, name: str) -> int:
     """Return the value of a numeric pragma."""
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -256,7 +270,7 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise Failure(
                 f"{path} is corrupt: {error}",
-                f"keep it ({path} with its -wal and -shm) and restore the newest backup",
+                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from abathur_db.result import Exit, Failure
 
@@ -102,6 +105,61 @@ def file_system(path: Path) -> str:
 def is_local(kind: str) -> bool:
     """Tell whether a file system of this type can hold a WAL database."""
     return kind not in NETWORK_FILE_SYSTEMS and not (kind.startswith("fuse.") or kind == "fuse")
+
+
+def process_name(pid: int) -> str:
+    """Return a process's name and number, as errors show them; 0 or less is one that cannot be seen from here."""
+    if pid <= 0:
+        return "a process outside this container"
+    try:
+        return f"{Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()} (pid {pid})"
+    except OSError:
+        return f"pid {pid}"
+
+
+def processes_with(*paths: Path) -> list[str]:
+    """Return the other processes that have one of the files open, as far as this user may see."""
+    wanted = {str(path) for path in paths}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = {os.readlink(each) for each in (process / "fd").iterdir()}
+        except OSError:
+            continue
+        if links & wanted and int(process.name) != os.getpid():
+            found.append(process_name(int(process.name)))
+    return sorted(found)
+
+
+def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do work as the database's owner in a child process and return its answer; root goes on as root.
+
+    Without an owner, or as the owner, it is done right here. Raises the Failure that the work raised.
+    """
+    if not owner or pwd.getpwnam(owner).pw_uid == os.geteuid():
+        return work()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - the child leaves by _exit; tests/test_build.py runs it
+        answer: dict[str, Any] = {}
+        try:
+            become(owner)
+            answer = {"value": work()}
+        except Failure as failure:
+            answer = {"failure": str(failure), "hint": failure.hint, "code": failure.code}
+        finally:
+            os.write(writing, json.dumps(answer).encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        answer = json.loads(stream.read() or b"{}")
+    os.waitpid(child, 0)
+    if "failure" in answer:
+        raise Failure(answer["failure"], answer["hint"], Exit(answer["code"]))
+    if "value" not in answer:
+        raise RuntimeError(f"the work as {owner} ended without an answer")
+    value: dict[str, Any] = answer["value"]
+    return value
 
 
 def systemctl(*arguments: str) -> list[str]:

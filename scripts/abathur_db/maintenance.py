@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from abathur_db import adoption, database, host, runs
+from abathur_db import adoption, database, host, progress, proof, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -108,7 +108,7 @@ def integrity_check(config: Config, dry_run: bool = False) -> Result:
                 not found,
                 "ok",
                 found[0] if found else "ok",
-                "keep the database with its -wal and -shm, and restore the newest backup",
+                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
             )
         ]
         if not found:
@@ -136,18 +136,10 @@ def foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
 @contextmanager
 def clone(config: Config) -> Iterator[Path]:
     """Make a throwaway copy of the database by the backup path; it is gone at the end, also after an error."""
-    scratch = config.scratch_directory
-    scratch.mkdir(parents=True, exist_ok=True)
     database.require(config.database)
     size = config.database.stat().st_size
-    host.require_free(scratch, size + config.minimum_free_mb * host.MB, "a copy of the database")
-    copy = scratch / "clone.db"
-    files = [copy, *database.sidecars(copy), scratch / "clone.db-journal"]
-    try:
-        for leftover in files:
-            leftover.unlink(missing_ok=True)
-        database.snapshot(config.database, copy, config.busy_timeout_ms)
+    with proof.scratch(config, "clone.db") as copy:
+        host.require_free(copy, size + config.minimum_free_mb * host.MB, "a copy of the database")
+        with progress.watched("copy", size, copy):
+            database.snapshot(config.database, copy, config.busy_timeout_ms)
         yield copy
-    finally:
-        for leftover in files:
-            leftover.unlink(missing_ok=True)

@@ -12,12 +12,16 @@ from typing import Any
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
 from abathur_db import database, host, requirements, resources, schema, seed
+from abathur_db import release as releases
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
 
-def preflight(config: Config) -> Result:
-    """Check the host and plan the schema and the seeds, changing nothing; all failures in one report."""
+def preflight(config: Config, release: str) -> Result:
+    """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
+
+    `release`: the name of the release that the deploy will install, empty when there is none.
+    """
     resources.preload()
     checks = [Check(**each) for each in requirements.all_checks()]  # type: ignore[arg-type]
     checks += [*_file_systems(config), *_paths(config)]
@@ -28,6 +32,9 @@ def preflight(config: Config) -> Result:
     paths_are_sound = all(check.ok for check in checks)
     if paths_are_sound:
         checks.append(_planned(config, data))
+        changes = any(data.get(step, {}).get("changed") for step in ("init", "seed"))
+        exists = data.get("init", {}).get("data", {}).get("kind") != "create"
+        data["backup_needed"] = exists and (changes or (bool(release) and release != releases.current(config)))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
     data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from abathur_db import database
 from abathur_db.result import Exit, Failure
 
 
@@ -20,11 +21,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part of it."""
+def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part of it.
+
+    `durable`: it is on the disk when this returns, a power cut notwithstanding.
+    """
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
+    if durable:
+        database.sync(partial)
     os.replace(partial, path)
+    if durable:
+        database.sync(path.parent)
 
 
 def record(state_directory: Path, run: dict[str, Any]) -> None:

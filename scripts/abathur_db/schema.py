@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abathur_db import adoption, database, resources
+from abathur_db import adoption, catalog, database, resources
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -149,12 +149,25 @@ def plan(config: Config) -> Plan:
     Raises Failure for everything that init would refuse.
     """
     if not database.exists(config.database):
+        _refuse_to_bury(config)
         return Plan("create", latest(), [f"create {config.database} at schema version {latest()}"])
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-        return _plan_existing(connection, config.database)
+        return plan_existing(connection, config.database)
 
 
-def _plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
+def _refuse_to_bury(config: Config) -> None:
+    """Refuse to put an empty database where one was lost: its backups or a kept copy say that it existed."""
+    there = len(catalog.backups(config)), len(catalog.kept_aside(config))
+    if any(there):
+        raise Failure(
+            f"{config.database} is missing, but {there[0]} backups and {there[1]} kept copies of it are here; "
+            "no empty one was made in its place",
+            "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
+        )
+
+
+def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
+    """Return what init would do to an open database. Raises Failure when it is not one of this schema."""
     wanted = expected(1)
     found = describe(connection, only=set(expected(latest()).tables))
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
@@ -224,10 +237,7 @@ def _create(path: Path) -> None:
     for leftover in [partial, *database.sidecars(partial), partial.with_name(partial.name + "-journal")]:
         leftover.unlink(missing_ok=True)
     try:
-        with database.created(partial) as connection:
-            for migration in resources.migrations():
-                _apply(connection, migration)
-        database.sync(partial)
+        build(partial)
         # link(2), unlike rename(2), never replaces a file that somebody made in the meantime.
         os.link(partial, path)
     except FileExistsError:
@@ -237,12 +247,20 @@ def _create(path: Path) -> None:
     database.sync(path.parent)
 
 
+def build(path: Path) -> None:
+    """Make a new, whole database at a path that must not exist."""
+    with database.created(path) as connection:
+        for migration in resources.migrations():
+            _apply(connection, migration)
+    database.sync(path)
+
+
 def _bring_up(config: Config) -> None:
     with database.opened(config.database, config.busy_timeout_ms) as connection:
         if found := database.problems(connection):
             raise Failure(
                 f"{config.database} is corrupt: {found[0]}; nothing was changed",
-                "keep it with its -wal and -shm, and restore the newest backup",
+                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
             )
         database.enable_wal(connection, config.database)
         version = database.pragma(connection, "user_version")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from abathur_db import __version__, backup, database, host, maintenance, runs, schema
+from abathur_db import __version__, catalog, database, host, maintenance, runs, schema
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -72,15 +72,23 @@ def status(config: Config) -> Result:
                     f"see why: journalctl -u abathur-db@{name} -n 50",
                 )
             )
-    newest = next(iter(backup.backups(config)), None)
-    data["newest_backup"] = newest.file if newest else None
+    if "backup" in found:
+        checks.append(catalog.age_check(config))
+    newest = catalog.newest_verified(config)
+    drilled = runs.recorded(config.state_directory, "success", "drill")
+    data["newest_backup"] = newest.id if newest else None
+    data["recovery_seconds"] = drilled["data"]["recovery_seconds"] if drilled else None
+    data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
     summary, hint = summarize("status", checks)
     return Result("status", summary, checks=checks, data=data, hint=hint, table=_table(data))
 
 
 def _table(data: dict[str, Any]) -> list[str]:
-    newest = data["newest_backup"] or "none"
-    lines = ["", f"abathur-db {data['version']}, {data['database']}, newest backup: {newest}"]
+    recovery = data["recovery_seconds"]
+    drilled = "no drill yet" if recovery is None else f"restored by the last drill in {recovery:.1f} s"
+    lines = ["", f"abathur-db {data['version']}, {data['database']}"]
+    lines.append(f"newest verified backup: {data['newest_backup'] or 'none'}; {drilled}")
+    lines += [f"kept by a restore, delete it when you no longer need it: {each}" for each in data["kept_aside"]]
     if data["jobs"]:
         lines.append(f"{'job':16} {'last result':12} {'last success':26} next run")
     for name, job in data["jobs"].items():

@@ -29,7 +29,7 @@ def validate(config: Config, jobs: list[str]) -> Result:
                 not found,
                 "ok",
                 found[0] if found else "ok",
-                "keep the database with its -wal and -shm, and restore the newest backup",
+                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
             )
         )
         if not found:

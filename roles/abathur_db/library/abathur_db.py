@@ -24,6 +24,13 @@ options:
     type: list
     elements: str
     default: []
+  executable:
+    description: The tool to run.
+    type: path
+    default: /usr/local/bin/abathur-db
+  configuration:
+    description: Text of the configuration, for a host whose file is not this deploy's yet.
+    type: str
 author:
   - Abathur Ops (@abathur-ops)
 """
@@ -41,8 +48,7 @@ result:
   type: dict
 """
 
-TOOL = "/usr/local/bin/abathur-db"
-READ_ONLY = ("status", "validate")
+READ_ONLY = ("status", "validate", "backups")
 
 
 def main() -> None:
@@ -51,16 +57,23 @@ def main() -> None:
         argument_spec={
             "command": {"type": "str", "required": True},
             "arguments": {"type": "list", "elements": "str", "default": []},
+            "executable": {"type": "path", "default": "/usr/local/bin/abathur-db"},
+            "configuration": {"type": "str"},
         },
         supports_check_mode=True,
     )
     command = module.params["command"]
-    if module.check_mode and not os.path.exists(TOOL):
-        module.exit_json(changed=command not in READ_ONLY, msg=f"would run abathur-db {command}, once it is installed")
-    arguments = [TOOL, command, "--json", *module.params["arguments"]]
+    tool = module.params["executable"]
+    if not os.path.exists(tool):
+        if module.check_mode:
+            changed = command not in READ_ONLY
+            module.exit_json(changed=changed, msg=f"would run abathur-db {command}, once it is installed")
+        module.fail_json(msg=f"{tool} is not on this host. Next: ansible-playbook deploy.yml")
+    arguments = [tool, command, "--json", *module.params["arguments"]]
     if module.check_mode and command not in READ_ONLY:
         arguments.append("--dry-run")
-    code, output, errors = module.run_command(arguments)
+    environment = {"ABATHUR_DB_CONFIG": module.params["configuration"]} if module.params["configuration"] else {}
+    code, output, errors = module.run_command(arguments, environ_update=environment)
     try:
         result = json.loads(output)
     except ValueError:

@@ -1,0 +1,235 @@
+"""The backups on the disk: what is known of each, which one is meant, and which do not count, and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_db import host, runs
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result
+
+PREFIX = "abathur_"
+SUFFIXES = {"zstd": ".db.zst", "gzip": ".db.gz", "none": ".db"}
+NAME = re.compile(r"abathur_(?P<id>\d{8}_\d{6}(?:_\d+)?)\.(?P<kind>json|db|db\.gz|db\.zst)")
+STAMP = "%Y%m%d_%H%M%S"
+
+ASIDE = "before-restore"
+CHECKS = "checks.json"
+SEQUENCE = "sequence"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a backup; stands beside it as JSON. Sizes in bytes, duration in seconds.
+
+    `sequence` grows by one with each backup, whatever the clock does: it says which is newer.
+    """
+
+    id: str
+    sequence: int
+    file: str
+    created: str
+    sha256: str
+    bytes: int
+    plain_sha256: str
+    plain_bytes: int
+    page_count: int
+    user_version: int
+    application_id: int
+    rows: dict[str, int]
+    sqlite_version: str
+    tool_version: str
+    check: str
+    seconds: float
+
+    @property
+    def moment(self) -> datetime:
+        """The time of the snapshot."""
+        return datetime.fromisoformat(self.created)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backup or what is left of one: without a fault it counts."""
+
+    id: str
+    manifest: Manifest | None
+    fault: str = ""
+
+
+def entries(config: Config) -> list[Entry]:
+    """Return everything in the backup directory that bears a backup's name, the newest first, faults last."""
+    if not config.backup_directory.is_dir():
+        return []
+    matches = (NAME.fullmatch(each.name) for each in config.backup_directory.iterdir())
+    found = [_entry(config, name) for name in sorted({match["id"] for match in matches if match})]
+    return sorted(found, key=lambda each: (each.manifest.sequence if each.manifest else -1, each.id), reverse=True)
+
+
+def _entry(config: Config, name: str) -> Entry:
+    path = config.backup_directory / f"{PREFIX}{name}.json"
+    try:
+        manifest = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Entry(name, None, f"its manifest {path.name} is gone")
+    except (OSError, ValueError, TypeError) as error:
+        return Entry(name, None, f"its manifest {path.name} cannot be read: {error}")
+    named = NAME.fullmatch(manifest.file)
+    if manifest.id != name or not named or named["id"] != name or named["kind"] == "json":
+        return Entry(name, None, f"its manifest {path.name} names another backup: {manifest.file}")
+    file = config.backup_directory / manifest.file
+    if file.is_symlink() or not file.is_file():
+        return Entry(name, manifest, f"its file {manifest.file} is gone")
+    if file.stat().st_size != manifest.bytes:
+        size = file.stat().st_size
+        return Entry(name, manifest, f"{manifest.file} has {size} bytes, its manifest says {manifest.bytes}")
+    return Entry(name, manifest)
+
+
+def _parse(text: str) -> Manifest:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it is not an object")
+    manifest = Manifest(**values)
+    numbers = (manifest.sequence, manifest.bytes, manifest.plain_bytes, manifest.user_version)
+    if not all(type(each) is int and each >= 0 for each in numbers) or not isinstance(manifest.rows, dict):
+        raise ValueError("it holds values of another kind")
+    # Raises ValueError for what is no moment; one without a zone could not be compared.
+    if manifest.moment.tzinfo is None:
+        raise ValueError(f"{manifest.created} has no time zone")
+    return manifest
+
+
+def kept_aside(config: Config) -> list[Path]:
+    """Return the folders with former databases that restores kept, the oldest first; only people delete them."""
+    return sorted(config.database.parent.glob(f"{config.database.name}.{ASIDE}_*"))
+
+
+def backups(config: Config) -> list[Manifest]:
+    """Return the backups that count, the newest first."""
+    return [each.manifest for each in entries(config) if each.manifest and not each.fault]
+
+
+def newest_verified(config: Config) -> Manifest | None:
+    """Return the newest backup whose last check passed; making it counts as one."""
+    known = checks(config)
+    return next((each for each in backups(config) if known.get(each.id, {"ok": True})["ok"]), None)
+
+
+def find(config: Config, wanted: str) -> Manifest:
+    """Return the backup meant by an ID, a file name, `latest`, or a moment (the last one at or before it).
+
+    Raises Failure, naming the ones there are, when none fits or the one that fits does not count.
+    """
+    found = entries(config)
+    named = NAME.fullmatch(wanted)
+    identity = named["id"] if named else wanted.removeprefix(PREFIX)
+    for each in found:
+        if each.id == identity:
+            if each.manifest and not each.fault:
+                return each.manifest
+            raise Failure(f"backup {each.id} does not count: {each.fault}", "see the others: abathur-db backups")
+    sound = [each.manifest for each in found if each.manifest and not each.fault]
+    if wanted == "latest":
+        newest = newest_verified(config)
+        if newest:
+            return newest
+    elif moment := _moment(wanted):
+        before = [each for each in sound if each.moment <= moment]
+        if before:
+            return before[0]
+    names = ", ".join(each.id for each in sound[:5]) or "none"
+    raise Failure(
+        f"there is no backup {wanted} in {config.backup_directory}; the newest are: {names}",
+        "see them all: abathur-db backups",
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def next_sequence(config: Config) -> int:
+    """Return the number of the next backup, and remember it: also when every backup is gone it goes on."""
+    path = config.state_directory / SEQUENCE
+    try:
+        last = int(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        last = 0
+    number = max([last, *(each.manifest.sequence for each in entries(config) if each.manifest)]) + 1
+    config.state_directory.mkdir(parents=True, exist_ok=True)
+    runs.write_whole(path, f"{number}\n")
+    return number
+
+
+def checks(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the last check of each backup by its ID: time, ok, by (verify or drill), summary, seconds."""
+    try:
+        found = json.loads((config.state_directory / CHECKS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember_check(config: Config, identity: str, check: dict[str, Any]) -> None:
+    """Keep the last check of a backup, and forget those of backups that are gone."""
+    there = {each.id for each in entries(config)}
+    known = {name: value for name, value in checks(config).items() if name in there}
+    known[identity] = {"time": runs.now(), **check}
+    runs.write_whole(config.state_directory / CHECKS, json.dumps(known, indent=2) + "\n")
+
+
+def age_check(config: Config) -> Check:
+    """Check that the newest verified backup is young enough; one from the future is as suspect as none."""
+    newest = newest_verified(config)
+    limit = config.backup_maximum_age_hours
+    hours = (datetime.now(UTC) - newest.moment).total_seconds() / 3600 if newest else None
+    measured = f"{newest.id}, {hours:.1f} h old" if newest and hours is not None else "no verified backup"
+    return Check(
+        "backup_age",
+        hours is not None and -1 <= hours <= limit,
+        f"a verified backup of the last {limit} h",
+        measured,
+        "make one: systemctl start abathur-db@backup; see why: journalctl -u abathur-db@backup -n 50",
+    )
+
+
+def list_backups(config: Config) -> Result:
+    """List the backups with age, size, rows, last check and drill, and what does not count and why."""
+    known = checks(config)
+    found = entries(config)
+    listed = []
+    lines = [f"{'id':22} {'age':>8} {'size':>9} {'rows':>9} {'made with':10} last check"]
+    for each in found:
+        manifest = each.manifest
+        if manifest is None or each.fault:
+            listed.append({"id": each.id, "counts": False, "fault": each.fault})
+            lines.append(f"{each.id:22} does not count: {each.fault}")
+            continue
+        last = known.get(each.id)
+        said = f"{last['by']} {'passed' if last['ok'] else 'FAILED'} {last['time']}" if last else "only when made"
+        rows = sum(manifest.rows.values())
+        listed.append({"counts": True, "fault": "", "last_check": last, **vars(manifest)})
+        lines.append(
+            f"{each.id:22} {_age(manifest):>8} {host.readable(manifest.bytes):>9} {rows:9} {manifest.check:10} {said}"
+        )
+    good = [each for each in found if not each.fault]
+    size = host.readable(sum(each.manifest.bytes for each in good if each.manifest))
+    summary = f"{len(good)} backups, {size}, in {config.backup_directory}"
+    if len(good) < len(found):
+        summary += f"; {len(found) - len(good)} that do not count"
+    return Result("backups", summary, data={"backups": listed}, table=[*lines, ""] if found else [])
+
+
+def _age(manifest: Manifest) -> str:
+    hours = (datetime.now(UTC) - manifest.moment).total_seconds() / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar with rate and time left on a terminal, one line a minute elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+JOURNAL_SECONDS = 60
+"""Outside a terminal nothing is said in the first minute, then a line each minute."""
+
+WATCH_SECONDS = 0.2
+
+
+def _meter(label: str, total: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        # From a checkout without the environment: the work is done all the same, quietly.
+        return None
+
+    class Lines(tqdm):  # type: ignore[type-arg]
+        """A meter whose every refresh is a line of its own."""
+
+        @staticmethod
+        def status_printer(file: Any) -> Callable[[str], None]:
+            """Return the function that prints a state; an empty one would only clear a bar."""
+            return lambda state: print(state, file=file, flush=True)
+
+        def close(self) -> None:
+            """End without a last refresh: there is no bar to clear."""
+            self.disable = True
+
+    tqdm.monitor_interval = 0
+    terminal = sys.stderr.isatty()
+    pace: dict[str, Any] = {} if terminal else {"mininterval": JOURNAL_SECONDS, "delay": JOURNAL_SECONDS, "miniters": 1}
+    kind = tqdm if terminal else Lines
+    return kind(total=total, desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, **pace)
+
+
+@contextmanager
+def shown(label: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """Show work on `total` bytes; the body calls what it gets with the number of bytes just done."""
+    meter = _meter(label, total)
+    if meter is None:
+        yield lambda _: None
+        return
+    with meter:
+        yield meter.update
+
+
+@contextmanager
+def watched(label: str, total: int, path: Path) -> Iterator[None]:
+    """Show work that SQLite does in one call, by the size of the file that it writes."""
+    done = threading.Event()
+
+    def watch(update: Callable[[int], Any]) -> None:
+        before = 0
+        while not done.wait(WATCH_SECONDS):
+            size = os.stat(path).st_size if path.exists() else before
+            update(max(size - before, 0))
+            before = max(size, before)
+
+    with shown(label, total) as update:
+        watcher = threading.Thread(target=watch, args=(update,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()

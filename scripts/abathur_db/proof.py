@@ -1,0 +1,232 @@
+"""Proving a backup: unpacked, hashed, checked by SQLite, compared with its manifest, queried."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from abathur_db import catalog, database, host, progress, resources, schema
+from abathur_db.catalog import Manifest
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result, summarize
+
+CHUNK = 1 << 20
+"""Bytes read at a time: memory stays flat whatever the size of the database."""
+
+
+@contextmanager
+def scratch(config: Config, name: str) -> Iterator[Path]:
+    """Give a path for a throwaway database; it and what SQLite puts beside it are gone at the end."""
+    config.scratch_directory.mkdir(parents=True, exist_ok=True)
+    path = config.scratch_directory / name
+    files = [path, *database.sidecars(path), path.with_name(f"{name}-journal")]
+    try:
+        for leftover in files:
+            leftover.unlink(missing_ok=True)
+        yield path
+    finally:
+        for leftover in files:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256(path: Path, label: str) -> str:
+    """Return the SHA-256 of a file, read in chunks, with its progress shown."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream, progress.shown(label, path.stat().st_size) as update:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            update(len(chunk))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[IO[bytes]]:
+    """Open a backup file for reading its plain bytes, by its suffix; raises Failure when it cannot be unpacked."""
+    if path.suffix == ".zst":
+        program = zstd()
+        with subprocess.Popen(
+            [program, "-q", "-d", "-c", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                yield process.stdout  # type: ignore[misc]
+                said = process.stderr.read().decode(errors="replace").strip()  # type: ignore[union-attr]
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            raise Failure(f"{path.name} cannot be unpacked: {said}", "take another one: abathur-db backups")
+    else:
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                yield stream  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+            raise Failure(f"{path.name} cannot be unpacked: {error}", "take another one: abathur-db backups") from None
+
+
+def zstd() -> str:
+    """Return the path of the program zstd. Raises Failure when it is not installed."""
+    program = shutil.which("zstd")
+    if program is None:
+        raise Failure(
+            "the program zstd is not installed",
+            "apt-get install zstd, or set abathur_db_backup_compression to gzip",
+        )
+    return program
+
+
+def unpack(source: Path, target: Path, limit: int) -> str:
+    """Write the plain bytes of a backup file to a new file `target`; return their SHA-256.
+
+    Stops at more than `limit` bytes: what unpacks to more than it should is damaged, or a trap.
+    Raises Failure; `target` is then gone.
+    """
+    digest, written = hashlib.sha256(), 0
+    try:
+        with target.open("xb") as out, progress.shown("unpack", limit) as update, _plain(source) as stream:
+            while chunk := stream.read(CHUNK):
+                written += len(chunk)
+                if written > limit:
+                    raise Failure(
+                        f"{source.name} unpacks to more than {limit} bytes", "take another one: abathur-db backups"
+                    )
+                digest.update(chunk)
+                out.write(chunk)
+                update(len(chunk))
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise Failure(
+            f"{source} cannot be unpacked to {target.parent}: {error.strerror or error}",
+            f"free space there: df -h {target.parent}",
+        ) from error
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    target.chmod(0o600)
+    return digest.hexdigest()
+
+
+def prove(config: Config, manifest: Manifest, target: Path) -> None:
+    """Unpack a backup to a new file `target` and prove it against its manifest; `target` stays when it passed.
+
+    Raises Failure naming the first thing that differs; `target` is then gone.
+    """
+    file = config.backup_directory / manifest.file
+    host.require_free(target, manifest.plain_bytes + config.minimum_free_mb * host.MB, f"unpacking {manifest.id}")
+    if sha256(file, "hash") != manifest.sha256:
+        raise _differs(manifest, f"the SHA-256 of {manifest.file} is not that of its manifest")
+    plain = unpack(file, target, manifest.plain_bytes)
+    try:
+        if plain != manifest.plain_sha256:
+            raise _differs(manifest, f"the SHA-256 of {manifest.file} unpacked is not that of its manifest")
+        with database.opened(target, 0, immutable=True) as connection:
+            examine(connection, target, manifest.id)
+            _compare(connection, manifest)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def examine(connection: Any, path: Path, name: str) -> None:
+    """Check a closed copy fully, and that it is a database of this schema. Raises Failure."""
+    if found := database.problems(connection, full=True):
+        raise Failure(f"{name} is corrupt: {found[0]}", "take another one: abathur-db backups")
+    schema.plan_existing(connection, path)
+
+
+def _compare(connection: Any, manifest: Manifest) -> None:
+    found = {
+        "application_id": database.pragma(connection, "application_id"),
+        "user_version": database.pragma(connection, "user_version"),
+        "page_count": database.pragma(connection, "page_count"),
+        "rows": database.row_counts(connection),
+    }
+    for name, value in found.items():
+        if value != getattr(manifest, name):
+            raise _differs(manifest, f"{name} is {value}, its manifest says {getattr(manifest, name)}")
+
+
+def _differs(manifest: Manifest, what: str) -> Failure:
+    return Failure(f"backup {manifest.id} is damaged: {what}", "take another one: abathur-db backups")
+
+
+def verify(config: Config, which: str) -> Result:
+    """Prove one backup again, or all that there are; what does not count fails as well, with its reason.
+
+    Raises Failure when there is no such backup.
+    """
+    wanted = catalog.entries(config) if which == "all" else [catalog.Entry("", catalog.find(config, which))]
+    if not wanted:
+        raise Failure(f"there is no backup in {config.backup_directory}", "make one: systemctl start abathur-db@backup")
+    checks = []
+    for each in wanted:
+        identity = each.manifest.id if each.manifest else each.id
+        fault = each.fault
+        if not fault and each.manifest:
+            try:
+                with scratch(config, "proof.db") as plain:
+                    prove(config, each.manifest, plain)
+            except Failure as failure:
+                fault = str(failure)
+            catalog.remember_check(
+                config, identity, {"by": "verify", "ok": not fault, "summary": fault or "proven", "seconds": None}
+            )
+        hint = "it will not be restored; keep a good one: abathur-db backup"
+        checks.append(
+            Check(identity, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
+        )
+    summary, hint = summarize("verify", checks)
+    return Result("verify", summary, checks=checks, hint=hint)
+
+
+def drill(config: Config) -> Result:
+    """Restore the newest backup to scratch, check it fully, run the critical queries on it, and time it.
+
+    The time from the start to the first answer is the recovery time that is recorded. Fails also
+    when the newest verified backup is too old.
+    """
+    age = catalog.age_check(config)
+    if not catalog.backups(config):
+        summary, hint = summarize("drill", [age])
+        return Result("drill", summary, checks=[age], hint=hint)
+    manifest = catalog.backups(config)[0]
+    begun = time.monotonic()
+    fault = ""
+    try:
+        with scratch(config, "proof.db") as plain:
+            prove(config, manifest, plain)
+            _query(plain)
+    except Failure as failure:
+        fault = str(failure)
+    seconds = round(time.monotonic() - begun, 3)
+    check = {"by": "drill", "ok": not fault, "summary": fault or "restored and queried", "seconds": seconds}
+    catalog.remember_check(config, manifest.id, check)
+    restored = Check(
+        "restore",
+        not fault,
+        "the newest backup restores, passes its checks and answers queries",
+        fault or f"{manifest.id}: {sum(manifest.rows.values())} rows in {seconds:.1f} s",
+        "make a new one and look at the older ones: abathur-db backup; abathur-db verify all",
+    )
+    # Only now: a backup that has just failed is not the newest verified one any more.
+    checks = [restored, catalog.age_check(config)]
+    summary, hint = summarize("drill", checks)
+    if not hint:
+        summary = f"{manifest.id} restored, checked and queried in {seconds:.1f} s"
+    data = {"backup": manifest.id, "recovery_seconds": seconds, "bytes": manifest.plain_bytes}
+    return Result("drill", summary, checks=checks, data=data, hint=hint)
+
+
+def _query(plain: Path) -> None:
+    with database.opened(plain, 0, immutable=True) as connection:
+        for query in resources.queries():
+            cursor = connection.execute(query.sample)
+            names = [column[0] for column in cursor.description]
+            for row in cursor.fetchmany(1):
+                connection.execute(query.sql, dict(zip(names, row, strict=True))).fetchall()

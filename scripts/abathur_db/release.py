@@ -1,0 +1,279 @@
+"""What ran before the last deploy, kept so that a rollback can return to it: release, configuration, units.
+
+Lives in the install directory, which only root can write. A deploy first keeps what runs (`pending`),
+and confirms at its end; a rollback returns to what a cut or failed deploy left pending, else to what
+the last confirmed one replaced.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from abathur_db import catalog, database, host, restore, runs, schema, seed
+from abathur_db.config import Config
+from abathur_db.result import Failure, Result
+
+ETC = Path("/etc")
+UNITS = "systemd/system"
+RECORD = "record.json"
+RUNNING = ("active", "activating", "reloading")
+
+
+def _files(etc: Path) -> list[Path]:
+    """Return what belongs to a release below /etc: the configuration, the units and timers."""
+    units = etc / UNITS
+    found = [etc / "abathur-db.toml", *units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
+    return sorted(each for each in found if each.is_file() and not each.is_symlink())
+
+
+def _pending(config: Config) -> Path:
+    return config.install_directory / "kept.pending"
+
+
+def _kept(config: Config) -> Path:
+    return config.install_directory / "kept"
+
+
+def current(config: Config) -> str | None:
+    """Return the name of the installed release, None where there is none."""
+    link = config.install_directory / "current"
+    return os.readlink(link) if link.is_symlink() else None
+
+
+def record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a kept release: release, backup, user_version, timers, time."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
+    """Keep what runs now; `backup`: ID of the backup that was just taken, empty for none.
+
+    What an earlier deploy that never ended has kept stays: that is the last state known to be good.
+    """
+    running = current(config)
+    if running is None:
+        return Result("keep", "no release ran here before, so there is nothing to keep")
+    if _pending(config).exists():
+        return Result("keep", "kept already, by a deploy that did not end")
+    if dry_run:
+        return Result("keep", f"would keep release {running}", changed=True)
+    manifest = catalog.find(config, backup) if backup else None
+    partial = config.install_directory / "kept.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o750)
+    for each in _files(ETC):
+        target = partial / "etc" / each.relative_to(ETC)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(each, target)
+    kept = {
+        "release": running,
+        "backup": manifest.id if manifest else None,
+        "user_version": manifest.user_version if manifest else None,
+        "timers": _timers(ETC),
+        "time": runs.now(),
+    }
+    (partial / RECORD).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    # Readable for the owner's jobs: pruning spares the backup named in it.
+    for each in (partial, partial / RECORD):
+        each.chmod(0o755 if each.is_dir() else 0o644)
+    partial.rename(_pending(config))
+    # Not a change of the host that an operator would look for.
+    return Result("keep", f"kept release {running}", data=kept)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file with its mode and its owner: the jobs read their configuration through its group."""
+    shutil.copy2(source, target)
+    found = source.stat()
+    os.chown(target, found.st_uid, found.st_gid)
+
+
+def _timers(etc: Path) -> list[str]:
+    wants = etc / UNITS / "timers.target.wants"
+    return sorted(each.name for each in wants.glob("abathur-db@*.timer"))
+
+
+def confirm(config: Config, dry_run: bool = False) -> Result:
+    """End a deploy: what was kept becomes what a rollback returns to, unless the deploy changed nothing."""
+    pending = record(_pending(config))
+    if pending is None or dry_run:
+        return Result("confirm", "no release was kept by this deploy")
+    if pending["release"] == current(config) and _same(_pending(config)):
+        shutil.rmtree(_pending(config))
+        return Result("confirm", "the deploy changed neither release nor units")
+    replaced = config.install_directory / "kept.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if _kept(config).exists():
+        _kept(config).rename(replaced)
+    _pending(config).rename(_kept(config))
+    shutil.rmtree(replaced, ignore_errors=True)
+    return Result("confirm", f"a rollback returns to release {pending['release']}")
+
+
+def _same(folder: Path) -> bool:
+    kept, now = _files(folder / "etc"), _files(ETC)
+    names = [each.relative_to(folder / "etc") for each in kept]
+    return names == [each.relative_to(ETC) for each in now] and all(
+        filecmp.cmp(folder / "etc" / name, ETC / name, shallow=False) for name in names
+    )
+
+
+def spared(config: Config) -> list[str]:
+    """Return the IDs of the backups that a rollback needs: pruning leaves them."""
+    records = (record(_pending(config)), record(_kept(config)))
+    return [each["backup"] for each in records if each and each["backup"]]
+
+
+def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_run: bool = False) -> Result:
+    """Go back: with no `to`, to the release before the last deploy; else to that backup, `latest`, a moment or `fresh`.
+
+    The release before the last deploy gets the database as it is, or, when that deploy migrated it,
+    or when it is missing or corrupt, from a backup; rows written since are lost only with `lose_rows`.
+    `failed_deploy`: return from a deploy that did not end well; without one there is nothing to do.
+    Runs as root; what touches the database runs as its owner. Can be run again after it was killed.
+    """
+    folder = _pending(config) if record(_pending(config)) else _kept(config)
+    former = record(folder)
+    if failed_deploy and folder != _pending(config):
+        return Result("rollback", "no former release was kept by this deploy", data={"done": []})
+    if not to and former is None:
+        raise Failure(
+            "there is no former release: this host was deployed once, or never changed",
+            "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
+        )
+    target = None if to or former is None else former
+    source = to or _source(config, target)
+    if dry_run:
+        said = host.as_owner(config.owner, lambda: _dry(config, source)) if source else {"summary": ""}
+        parts = [f"would return to release {target['release']}"] if target else []
+        parts += [said["summary"]] if source else ["the database stays as it is"]
+        return Result("rollback", "; ".join(parts), changed=True, data={"source": source or None, "done": []})
+    done: list[str] = []
+    stopped = _stop(config, needed=bool(source))
+    try:
+        if source:
+            keep_rows = not to and not lose_rows
+            done.append(host.as_owner(config.owner, lambda: _restore(config, source, keep_rows))["summary"])
+        if target:
+            done += _return_to(config, target, folder)
+        if to:
+            done += host.as_owner(config.owner, lambda: _bring_up(config))["done"]
+    finally:
+        _start(config, stopped)
+    if folder == _pending(config) and target:
+        _close(config, failed_deploy)
+    return Result(
+        "rollback",
+        "; ".join(done) or f"release {current(config)} runs already, the database stays as it is",
+        changed=bool(done),
+        data={"source": source or None, "release": current(config), "done": done},
+    )
+
+
+def _close(config: Config, failed_deploy: bool) -> None:
+    """Forget what a failed deploy kept, so that the older one counts again; keep what a rollback was asked for."""
+    if failed_deploy:
+        shutil.rmtree(_pending(config))
+    else:
+        shutil.rmtree(_kept(config), ignore_errors=True)
+        _pending(config).rename(_kept(config))
+
+
+def _source(config: Config, former: dict[str, Any] | None) -> str:
+    """Return the backup that the former release needs, empty when the database serves it as it is."""
+    version = host.as_owner(config.owner, lambda: {"version": _version(config)})["version"]
+    wanted = former["user_version"] if former else None
+    if version is not None and (wanted is None or version <= wanted):
+        return ""
+    if version is not None and former and former["backup"]:
+        return str(former["backup"])
+    for each in catalog.backups(config):
+        if wanted is None or each.user_version <= wanted:
+            return each.id
+    raise Failure(
+        f"{config.database} cannot be used and there is no backup for the former release",
+        "begin anew (the database of now is kept aside): ansible-playbook rollback.yml -e abathur_db_rollback_to=fresh",
+    )
+
+
+def _version(config: Config) -> int | None:
+    """Return the database's schema version, None when it is missing or not sound."""
+    try:
+        database.require(config.database)
+        with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+            return None if database.problems(connection) else database.pragma(connection, "user_version")
+    except Failure:
+        return None
+
+
+def _dry(config: Config, source: str) -> dict[str, Any]:
+    return restore.restore(config, source, dry_run=True).as_dict()
+
+
+def _restore(config: Config, source: str, keep_rows: bool) -> dict[str, Any]:
+    with runs.locked(config.state_directory, "rollback", config.lock_wait_seconds):
+        return restore.restore(config, source, keep_rows=keep_rows).as_dict()
+
+
+def _bring_up(config: Config) -> dict[str, Any]:
+    """Bring a restored database to this release's schema and seeds, as a deploy would."""
+    with runs.locked(config.state_directory, "rollback", config.lock_wait_seconds):
+        results = [schema.init(config), seed.seed(config)]
+    return {"done": [each.summary for each in results if each.changed]}
+
+
+def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str]:
+    """Make the former release the current one, with its configuration and units. Returns what was done."""
+    if former["release"] == current(config) and _same(folder):
+        return []
+    if not (config.install_directory / former["release"]).is_dir():
+        raise Failure(
+            f"release {former['release']} is not in {config.install_directory} any more",
+            "check that release out and deploy it: ansible-playbook deploy.yml",
+        )
+    wanted = {each.relative_to(folder / "etc") for each in _files(folder / "etc")}
+    for each in _files(ETC):
+        if each.relative_to(ETC) not in wanted:
+            if each.suffix == ".timer":
+                host.systemctl("disable", "--now", each.name)
+            each.unlink()
+    for name in sorted(wanted):
+        partial = ETC / name.with_name(f".{name.name}.partial")
+        _copy(folder / "etc" / name, partial)
+        partial.rename(ETC / name)
+    link = config.install_directory / ".current.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(former["release"])
+    link.rename(config.install_directory / "current")
+    host.systemctl("daemon-reload")
+    if former["timers"]:
+        host.systemctl("enable", "--now", *former["timers"])
+    return [f"returned to release {former['release']}"]
+
+
+def _stop(config: Config, *, needed: bool) -> list[str]:
+    """Stop the application when needed; return the units to start again, also those that a killed run had stopped."""
+    note = config.install_directory / "stopped.json"
+    before: list[str] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
+    units = config.application_units
+    active = [each for each in units if host.unit_properties(each, "ActiveState").get("ActiveState") in RUNNING]
+    stopped = sorted({*before, *(active if needed else [])})
+    if stopped and needed:
+        runs.write_whole(note, json.dumps(stopped), durable=True)
+        host.systemctl("stop", *stopped)
+    return stopped
+
+
+def _start(config: Config, stopped: list[str]) -> None:
+    if stopped:
+        host.systemctl("start", *stopped)
+        (config.install_directory / "stopped.json").unlink()

@@ -1,0 +1,248 @@
+"""Restoring a backup: proven first, swapped in by rename, the database that was there kept aside whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from abathur_db import catalog, database, host, proof, schema
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure, Result
+
+FRESH = "fresh"
+
+DATABASE_LOCKS = (0x40000000, 512)
+"""First byte and number of the PENDING, RESERVED and SHARED locks of a database file (PENDING_BYTE, os.h)."""
+SHM_LOCKS = (120, 9)
+"""First byte and number of the locks of a -shm; every open WAL connection holds one (sqlite.org/walformat.html)."""
+
+FLOCK = "hhqqi4x"
+"""struct flock of Linux on 64 bits: type, whence, start, length, pid (fcntl(2))."""
+
+
+def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool = False) -> Result:
+    """Put a backup in the place of the database: an ID, `latest`, a moment, a file, or `fresh` for a new one.
+
+    The former database is kept aside with its -wal and -shm, whatever state it is in. `keep_rows`:
+    refuse when rows written since would not be in it. Raises Failure, with everything as it was,
+    when the backup is not good or somebody has the database open.
+    """
+    staged = config.database.with_name(f".{config.database.name}.restore")
+    config.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    leftovers = [staged, *database.sidecars(staged), staged.with_name(staged.name + "-journal")]
+    try:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        name, made = _stage(config, source, staged)
+        lost = losses(config, staged)
+        data: dict[str, Any] = {"source": name, "created": made, "lost": lost["tables"], "kept": None}
+        if dry_run:
+            summary = f"would restore {name}; {lost['sentence']}"
+            return Result("restore", summary, changed=True, data=data)
+        if keep_rows and lost["tables"]:
+            raise Failure(
+                f"{name} was not restored: {lost['sentence']}; nothing was changed",
+                "to go back all the same (the database of now is kept aside): "
+                "ansible-playbook rollback.yml -e abathur_db_rollback_lose_rows=true",
+            )
+        with alone(config.database):
+            data["kept"] = _swap(config.database, staged)
+    finally:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+    kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
+    behind = schema.plan(config).steps
+    return Result(
+        "restore",
+        f"restored {name}; {lost['sentence']}{kept}",
+        changed=True,
+        data=data,
+        hint="bring it to this release's schema: abathur-db init" if behind else "",
+    )
+
+
+def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
+    """Make the proven database beside the final name; return what it is called and when it was made."""
+    if source == FRESH:
+        schema.build(staged)
+        return "a fresh database", None
+    if "/" in source or Path(source).suffix in (".db", ".gz", ".zst"):
+        path = Path(source).absolute()
+        if path.parent != config.backup_directory or not catalog.NAME.fullmatch(path.name):
+            _stage_foreign(config, path, staged)
+            return str(path), None
+        source = path.name
+    manifest = catalog.find(config, source)
+    proof.prove(config, manifest, staged)
+    _to_wal(staged)
+    return f"backup {manifest.id}", manifest.created
+
+
+def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
+    """Take a file without a manifest, a .db, .db.gz or .db.zst of other origin, after the same checks."""
+    if not path.is_file():
+        raise Failure(f"there is no backup file {path}", "see what there is: abathur-db backups")
+    free = host.free_bytes(staged) - config.minimum_free_mb * host.MB
+    proof.unpack(path, staged, max(free, 0))
+    if staged.stat().st_size == 0:
+        raise Failure(f"{path} is empty", "take another one: abathur-db backups")
+    with database.opened(staged, 0, immutable=True) as connection:
+        proof.examine(connection, staged, str(path))
+    _to_wal(staged)
+
+
+def _to_wal(staged: Path) -> None:
+    with database.opened(staged, 0) as connection:
+        database.enable_wal(connection, staged)
+    database.sync(staged)
+
+
+def losses(config: Config, other: Path) -> dict[str, Any]:
+    """Compare the live database with one to take its place: rows per table that only the live one has as they are.
+
+    Returns `tables` {name: {"new": n, "changed": n}} and a sentence; `tables` is None when the live
+    database cannot be read.
+    """
+    try:
+        if not database.exists(config.database):
+            return {"tables": {}, "sentence": "there is no database now, so nothing is lost"}
+        with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+            connection.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?immutable=1",))
+            tables = {name: _missing_rows(connection, name) for name in database.row_counts(connection)}
+    except Failure as failure:
+        if failure.code is Exit.BUSY:
+            raise
+        return {"tables": None, "sentence": f"what is lost cannot be said: {failure}"}
+    lost = {name: counts for name, counts in tables.items() if any(counts.values())}
+    if not lost:
+        return {"tables": {}, "sentence": "no row is lost"}
+    listing = ", ".join(f"{name} {counts['new']} new and {counts['changed']} changed" for name, counts in lost.items())
+    total = sum(sum(counts.values()) for counts in lost.values())
+    return {"tables": lost, "sentence": f"{total} rows written since are not in it: {listing}"}
+
+
+def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
+    name = database.quoted(table)
+    columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
+    there = [row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))]
+    if not there:
+        return {"new": connection.execute(f"SELECT count(*) FROM main.{name}").fetchone()[0], "changed": 0}
+    key = [database.quoted(column) for column, position in columns if position and column in there] or ["rowid"]
+    match = " AND ".join(f"b.{each} IS a.{each}" for each in key)
+    new = f"SELECT count(*) FROM main.{name} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
+    others = [database.quoted(column) for column, _ in columns if column in there]
+    differs = " OR ".join(f"a.{each} IS NOT b.{each}" for each in others)
+    changed = f"SELECT count(*) FROM main.{name} a JOIN other.{name} b ON {match} WHERE {differs}"
+    return {"new": connection.execute(new).fetchone()[0], "changed": connection.execute(changed).fetchone()[0]}
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Prove that no process has the database open, and keep SQLite's locks on it meanwhile.
+
+    Raises Failure (BUSY), naming the processes.
+    """
+    with ExitStack() as stack:
+        for each, start, length in ((path, *DATABASE_LOCKS), (database.sidecars(path)[1], *SHM_LOCKS)):
+            try:
+                descriptor = os.open(each, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise Failure(
+                    f"{each} cannot be opened: {error.strerror}; nothing was changed", f"look at it: ls -ld {each}"
+                ) from None
+            stack.callback(os.close, descriptor)
+            _lock(path, descriptor, start, length)
+        if holders := host.processes_with(path, *database.sidecars(path)):
+            raise _open_elsewhere(path, holders)
+        yield
+
+
+def _lock(path: Path, descriptor: int, start: int, length: int) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    except (BlockingIOError, PermissionError):
+        wanted = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        # Tells the holder, also one of another user.
+        answer = struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
+        raise _open_elsewhere(path, [host.process_name(answer[4])]) from None
+
+
+def _open_elsewhere(path: Path, holders: list[str]) -> Failure:
+    return Failure(
+        f"{path} is open in {', '.join(holders)}; nothing was changed",
+        "stop what uses it (systemctl stop abathur.service), then run this again",
+        Exit.BUSY,
+    )
+
+
+def _swap(path: Path, staged: Path) -> str | None:
+    """Put `staged` in the place of the database; return the folder where the former one is kept, if there was one.
+
+    The order matters, because this may be killed anywhere: first the former files get a second name
+    aside, so that nothing can be lost; then the database goes before its -wal, because a database
+    without its -wal has lost commits; and the new one comes last, because an old -wal beside it would
+    be replayed over it (schema facts, trap 11).
+    """
+    present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
+    aside = _aside(path) if present else None
+    try:
+        for each in present:
+            os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
+        database.sync(path.parent)
+    except BaseException:
+        _discard(aside)
+        raise
+    try:
+        for each in present:
+            each.unlink()
+        os.rename(staged, path)
+        database.sync(path.parent)
+        with database.opened(path, 0, read_only=True) as connection:
+            database.pragma(connection, "user_version")
+    except BaseException:
+        _put_back(path, aside)
+        raise
+    return str(aside) if aside else None
+
+
+def _put_back(path: Path, aside: Path | None) -> None:
+    """Undo a swap: all that was there is aside."""
+    for each in (path, *database.sidecars(path)):
+        each.unlink(missing_ok=True)
+    # The -wal before its database: nobody may open the one without the other.
+    for each in (*database.sidecars(path), path):
+        if aside and (aside / each.name).exists():
+            os.link(aside / each.name, each)
+    database.sync(path.parent)
+    _discard(aside)
+
+
+def _discard(aside: Path | None) -> None:
+    if aside:
+        for each in aside.iterdir():
+            each.unlink()
+        aside.rmdir()
+
+
+def _aside(path: Path) -> Path:
+    stamp = f"{datetime.now(UTC):{catalog.STAMP}}"
+    number = 1
+    while True:
+        suffix = "" if number == 1 else f"_{number}"
+        folder = path.with_name(f"{path.name}.{catalog.ASIDE}_{stamp}{suffix}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+            continue
+        return folder

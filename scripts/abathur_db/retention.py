@@ -1,0 +1,96 @@
+"""Which backups stay and which go: so many days, weeks and months, a floor, and never the newest good one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from abathur_db import catalog, database, host
+from abathur_db.catalog import Manifest
+from abathur_db.config import Config
+from abathur_db.result import Result
+
+DELETING = ".deleting"
+FUTURE = timedelta(hours=1)
+"""A stamp further ahead than this was made while the clock was wrong: it neither counts nor goes."""
+
+PERIODS: tuple[tuple[str, Callable[[datetime], str]], ...] = (
+    ("daily", lambda moment: f"{moment:%Y-%m-%d}"),
+    ("weekly", lambda moment: f"{moment:%G-W%V}"),
+    ("monthly", lambda moment: f"{moment:%Y-%m}"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happens to one backup, and why."""
+
+    manifest: Manifest
+    keep: bool
+    reason: str
+
+
+def judge(
+    found: list[Manifest], counts: dict[str, int], minimum: int, never: Collection[str], now: datetime
+) -> list[Verdict]:
+    """Judge backups, the newest first (by sequence): the last one of each of the last N days, weeks, months stays.
+
+    Periods without a backup do not use the count up, so that a host that was off loses nothing.
+    `never`: IDs that stay in any case. Pure: nothing is read or deleted.
+    """
+    present = [each for each in found if each.moment <= now + FUTURE]
+    reasons: dict[str, str] = {each.id: "its time is in the future" for each in found if each not in present}
+    for each in present:
+        if each.id in never:
+            reasons.setdefault(each.id, "the newest verified one, or the one that a rollback needs")
+    for each in present[:minimum]:
+        reasons.setdefault(each.id, f"one of the {minimum} newest")
+    for name, period_of in PERIODS:
+        seen: set[str] = set()
+        for each in present:
+            period = period_of(each.moment.astimezone(UTC))
+            if period not in seen and len(seen) < counts[name]:
+                seen.add(period)
+                reasons.setdefault(each.id, f"{name} {period}")
+    return [Verdict(each, each.id in reasons, reasons.get(each.id, "out of every period")) for each in found]
+
+
+def prune(config: Config, *, never: Collection[str], dry_run: bool = False) -> Result:
+    """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at."""
+    newest = catalog.newest_verified(config)
+    counts = {name: getattr(config, f"backup_keep_{name}") for name, _ in PERIODS}
+    kept = {*never, *([newest.id] if newest else [])}
+    verdicts = judge(catalog.backups(config), counts, config.backup_keep_minimum, kept, datetime.now(UTC))
+    go = [each.manifest for each in verdicts if not each.keep]
+    if not dry_run:
+        for each in go:
+            _delete(config, each)
+        _finish(config)
+    size = host.readable(sum(each.bytes for each in go))
+    listed = [{"id": each.manifest.id, "keep": each.keep, "reason": each.reason} for each in verdicts]
+    lines = [f"{'keep' if each.keep else 'go':5} {each.manifest.id:22} {each.reason}" for each in verdicts]
+    verb = "would remove" if dry_run else "removed"
+    return Result(
+        "prune",
+        f"{verb} {len(go)} of {len(verdicts)} backups ({size})",
+        changed=bool(go),
+        data={"backups": listed},
+        table=lines,
+    )
+
+
+def _delete(config: Config, manifest: Manifest) -> None:
+    # First the backup stops counting, in one step; then its file goes, then the rest of its manifest.
+    path = config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json"
+    path.rename(path.with_name(path.name + DELETING))
+    database.sync(config.backup_directory)
+
+
+def _finish(config: Config) -> None:
+    """Delete what was marked, now or by a run that was killed."""
+    for marked in config.backup_directory.glob(f"{catalog.PREFIX}*.json{DELETING}"):
+        if catalog.NAME.fullmatch(marked.name.removesuffix(DELETING)):
+            for suffix in catalog.SUFFIXES.values():
+                marked.with_name(marked.name.removesuffix(f".json{DELETING}") + suffix).unlink(missing_ok=True)
+            marked.unlink()

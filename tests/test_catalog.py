@@ -1,0 +1,179 @@
+"""The backups on the disk: which one is meant, which count, and why the others do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import backup, catalog, runs, schema
+from abathur_db.config import Config
+from abathur_db.result import Failure
+
+
+@pytest.fixture(autouse=True)
+def _database(conf: Config) -> None:
+    schema.init(conf)
+
+
+def made(conf: Config, **changes: Any) -> str:
+    """Make a backup and change its manifest; return its ID."""
+    identity: str = backup.backup(conf).data["id"]
+    path = manifest(conf, identity)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return identity
+
+
+def manifest(conf: Config, identity: str) -> Path:
+    return conf.backup_directory / f"abathur_{identity}.json"
+
+
+def test_a_backup_is_found_by_its_id_its_name_its_file_and_as_the_latest(conf: Config) -> None:
+    older, newer = made(conf), made(conf)
+    for wanted in (older, f"abathur_{older}", f"abathur_{older}.db.zst"):
+        assert catalog.find(conf, wanted).id == older
+    assert catalog.find(conf, "latest").id == newer
+
+
+def test_a_moment_means_the_last_backup_at_or_before_it(conf: Config) -> None:
+    monday = made(conf, created="2026-11-23T02:00:00+00:00")
+    tuesday = made(conf, created="2026-11-24T02:00:00+00:00")
+    assert catalog.find(conf, "2026-11-24T01:59:59").id == monday
+    assert catalog.find(conf, "2026-11-24 02:00").id == tuesday
+    assert catalog.find(conf, "2026-11-24T03:00:00+02:00").id == monday
+    with pytest.raises(Failure, match="there is no backup 2026-11-22"):
+        catalog.find(conf, "2026-11-22")
+
+
+def test_an_unknown_backup_is_refused_with_the_ones_there_are(conf: Config) -> None:
+    identity = made(conf)
+    with pytest.raises(Failure, match=f"there is no backup yesterday in .*; the newest are: {identity}") as caught:
+        catalog.find(conf, "yesterday")
+    assert caught.value.hint == "see them all: abathur-db backups"
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "the manifest is gone": (lambda conf, each: manifest(conf, each).unlink(), "its manifest .* is gone"),
+    "the manifest is half": (lambda conf, each: manifest(conf, each).write_text('{"id"'), "cannot be read"),
+    "the manifest is a list": (lambda conf, each: manifest(conf, each).write_text("[]"), "it is not an object"),
+    "the manifest lacks a field": (
+        lambda conf, each: manifest(conf, each).write_text("{}"),
+        "cannot be read: .*missing",
+    ),
+    "the file is gone": (
+        lambda conf, each: (conf.backup_directory / f"abathur_{each}.db.zst").unlink(),
+        "its file .* is gone",
+    ),
+    "the file is empty": (
+        lambda conf, each: (conf.backup_directory / f"abathur_{each}.db.zst").write_bytes(b""),
+        "has 0 bytes, its manifest says",
+    ),
+}
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "another's id": ({"id": "20200101_000000"}, "names another backup"),
+    "a file elsewhere": ({"file": "../../etc/passwd"}, "names another backup: ../../etc/passwd"),
+    "a text as size": ({"bytes": "many"}, "values of another kind"),
+    "a negative sequence": ({"sequence": -1}, "values of another kind"),
+    "no rows": ({"rows": 5}, "values of another kind"),
+    "no moment": ({"created": "today"}, "cannot be read"),
+    "a moment without zone": ({"created": "2026-11-24T02:00:00"}, "has no time zone"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_is_damaged_does_not_count_and_is_named(conf: Config, case: str) -> None:
+    damage, message = FAULTS[case]
+    good, bad = made(conf), made(conf)
+    damage(conf, bad)
+    assert [each.id for each in catalog.backups(conf)] == [good]
+    assert catalog.find(conf, "latest").id == good
+    with pytest.raises(Failure, match=f"backup {bad} does not count: .*{message}"):
+        catalog.find(conf, bad)
+    listed = catalog.list_backups(conf)
+    assert any(f"{bad}" in line and "does not count" in line for line in listed.report())
+    assert "1 backups" in listed.summary
+    assert "1 that do not count" in listed.summary
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_manifest_that_says_something_impossible_does_not_count(conf: Config, case: str) -> None:
+    changes, message = CHANGES[case]
+    made(conf, **changes)
+    assert catalog.backups(conf) == []
+    assert message in catalog.entries(conf)[0].fault
+
+
+def test_a_symlink_in_the_place_of_a_backup_does_not_count(conf: Config, tmp_path: Path) -> None:
+    identity = made(conf)
+    file = conf.backup_directory / f"abathur_{identity}.db.zst"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert catalog.backups(conf) == []
+
+
+def test_other_files_are_nobodys_backups(conf: Config) -> None:
+    made(conf)
+    for name in ("notes.txt", "abathur_old.db", "abathur_20200101_000000.tar", "my_20200101_000000.db"):
+        (conf.backup_directory / name).touch()
+    assert len(catalog.entries(conf)) == 1
+
+
+def test_there_are_no_backups_where_there_is_no_directory(conf: Config) -> None:
+    assert catalog.entries(conf) == []
+    assert catalog.list_backups(conf).summary == f"0 backups, 0 B, in {conf.backup_directory}"
+
+
+def test_the_sequence_goes_on_when_every_backup_is_gone_or_the_note_of_it(conf: Config) -> None:
+    first = made(conf)
+    for each in conf.backup_directory.iterdir():
+        each.unlink()
+    second = made(conf)
+    assert catalog.find(conf, second).sequence == 2
+    (conf.state_directory / catalog.SEQUENCE).unlink()
+    assert catalog.find(conf, made(conf)).sequence == 3
+    assert first <= second
+
+
+def test_a_backup_whose_last_check_failed_is_not_the_newest_verified_one(conf: Config) -> None:
+    older, newer = made(conf), made(conf)
+    catalog.remember_check(conf, newer, {"ok": False, "by": "verify", "summary": "flipped", "seconds": None})
+    newest = catalog.newest_verified(conf)
+    assert newest is not None
+    assert newest.id == older
+    assert any("verify FAILED" in line for line in catalog.list_backups(conf).report())
+
+
+def test_checks_of_backups_that_are_gone_are_forgotten(conf: Config) -> None:
+    identity = made(conf)
+    for name in ("20200101_000000", identity):
+        catalog.remember_check(conf, name, {"ok": True, "by": "drill", "summary": "", "seconds": 1.0})
+    catalog.remember_check(conf, identity, {"ok": True, "by": "drill", "summary": "", "seconds": 1.0})
+    assert set(catalog.checks(conf)) == {identity}
+    (conf.state_directory / catalog.CHECKS).write_text("[]")
+    assert catalog.checks(conf) == {}
+
+
+@pytest.mark.parametrize(("hours", "ok"), [(0, True), (25, True), (27, False), (-2, False)])
+def test_the_newest_verified_backup_may_be_neither_too_old_nor_from_the_future(
+    conf: Config, hours: int, ok: bool
+) -> None:
+    made(conf, created=(datetime.now(UTC) - timedelta(hours=hours)).isoformat())
+    check = catalog.age_check(conf)
+    assert (check.ok, check.expected) == (ok, "a verified backup of the last 26 h")
+
+
+def test_no_backup_at_all_is_too_old(conf: Config) -> None:
+    assert catalog.age_check(conf).measured == "no verified backup"
+
+
+def test_old_backups_show_their_age_in_days(conf: Config) -> None:
+    made(conf, created=(datetime.now(UTC) - timedelta(days=5)).isoformat())
+    assert any("5 days" in line for line in catalog.list_backups(replace(conf)).report())
+
+
+def test_a_file_written_durably_is_whole(tmp_path: Path) -> None:
+    runs.write_whole(tmp_path / "file", "text", durable=True)
+    assert [each.name for each in tmp_path.glob("*file*")] == ["file"]

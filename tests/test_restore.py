@@ -1,0 +1,372 @@
+"""Restoring: the backup in the database's place, the former one kept whole, and everything as it was on any failure."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import backup, database, host, restore, schema, seed
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure
+from databases import ROOT, application, corrupt, dump, picture, rows, run, value
+
+
+@pytest.fixture(autouse=True)
+def _database(conf: Config) -> None:
+    schema.init(conf)
+    seed.seed(conf)
+    rows(conf.database, 20)
+
+
+@pytest.fixture
+def saved(conf: Config) -> str:
+    """Make a backup, then write rows that it does not have: one new session, one changed memory."""
+    identity: str = backup.backup(conf).data["id"]
+    run(
+        conf.database,
+        "INSERT INTO sessions (id, app_name, user_id) VALUES ('later', 'a', 'u')",
+        "UPDATE memory_entries SET value = '1' WHERE key = 'key7'",
+    )
+    return identity
+
+
+def count(path: Path, table: str = "sessions") -> int:
+    found: int = value(path, f"SELECT count(*) FROM {table}")
+    return found
+
+
+def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Config, saved: str) -> None:
+    now = dump(conf.database)
+    result = restore.restore(conf, saved)
+    assert count(conf.database) == 0
+    assert value(conf.database, "PRAGMA journal_mode") == "wal"
+    assert stat.S_IMODE(conf.database.stat().st_mode) == 0o600
+    kept = Path(result.data["kept"])
+    assert dump(kept / "abathur.db") == now
+    assert result.hint == ""
+
+
+def test_what_a_restore_loses_is_counted_by_table_before_it_is_done(conf: Config, saved: str) -> None:
+    result = restore.restore(conf, saved, dry_run=True)
+    assert result.data["lost"] == {"memory_entries": {"new": 0, "changed": 1}, "sessions": {"new": 1, "changed": 0}}
+    assert result.summary == (
+        f"would restore backup {saved}; 2 rows written since are not in it: "
+        "memory_entries 0 new and 1 changed, sessions 1 new and 0 changed"
+    )
+    assert count(conf.database) == 1
+
+
+def test_a_restore_that_must_not_lose_rows_refuses_with_their_number(conf: Config, saved: str) -> None:
+    with pytest.raises(Failure, match=r"was not restored: 2 rows written since .*; nothing was changed") as caught:
+        restore.restore(conf, saved, keep_rows=True)
+    assert "abathur_db_rollback_lose_rows=true" in caught.value.hint
+    assert count(conf.database) == 1
+
+
+def test_rows_of_a_table_that_the_backup_lacks_are_lost_too(conf: Config, saved: str) -> None:
+    run(conf.database, "CREATE TABLE own (x); INSERT INTO own VALUES (1), (2)", "CREATE TABLE loose (y)")
+    backup.backup(conf)
+    run(conf.database, "INSERT INTO loose VALUES (5)")
+    assert restore.restore(conf, saved, dry_run=True).data["lost"]["own"] == {"new": 2, "changed": 0}
+    assert restore.restore(conf, "latest", dry_run=True).data["lost"] == {"loose": {"new": 1, "changed": 0}}
+
+
+def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_replayed(conf: Config, saved: str) -> None:
+    """The -wal of the former database beside the restored one would be replayed over it (trap 11)."""
+    writer = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "c.execute('PRAGMA wal_autocheckpoint = 0')\n"
+            "c.execute(\"INSERT INTO sessions (id, app_name, user_id) VALUES ('in the log', 'a', 'u')\")\n"
+            "os.kill(os.getpid(), 9)",
+            conf.database,
+        ],
+        check=False,
+    )
+    assert writer.returncode == -signal.SIGKILL
+    log = database.sidecars(conf.database)[0]
+    assert log.stat().st_size > 0
+    kept = Path(restore.restore(conf, saved).data["kept"])
+    assert count(conf.database) == 0
+    assert value(kept / "abathur.db", "SELECT count(*) FROM sessions WHERE id = 'in the log'") == 1
+
+
+def test_a_corrupt_database_is_replaced_and_kept(conf: Config, saved: str) -> None:
+    run(conf.database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    corrupt(conf.database)
+    damaged = conf.database.read_bytes()
+    result = restore.restore(conf, saved)
+    assert "what is lost cannot be said" in result.summary
+    assert count(conf.database, "memory_entries") == 23
+    assert (Path(result.data["kept"]) / "abathur.db").read_bytes() == damaged
+
+
+def test_a_missing_database_comes_back(conf: Config, saved: str) -> None:
+    for each in (conf.database, *database.sidecars(conf.database)):
+        each.unlink(missing_ok=True)
+    result = restore.restore(conf, saved)
+    assert result.data["kept"] is None
+    assert "there is no database now, so nothing is lost" in result.summary
+    assert count(conf.database, "memory_entries") == 23
+
+
+def test_a_log_without_its_database_is_kept_aside(conf: Config, saved: str) -> None:
+    log = database.sidecars(conf.database)[0]
+    conf.database.unlink()
+    log.write_bytes(b"committed rows")
+    kept = Path(restore.restore(conf, saved).data["kept"])
+    assert (kept / "abathur.db-wal").read_bytes() == b"committed rows"
+    assert count(conf.database, "memory_entries") == 23
+
+
+def test_fresh_begins_anew_and_keeps_the_old_database(conf: Config) -> None:
+    result = restore.restore(conf, "fresh")
+    assert count(conf.database, "memory_entries") == 0
+    assert value(conf.database, "PRAGMA auto_vacuum") == 2
+    assert count(Path(result.data["kept"]) / "abathur.db", "memory_entries") == 23
+
+
+def test_a_missing_database_is_not_replaced_by_an_empty_one_while_it_can_be_restored(conf: Config, saved: str) -> None:
+    for each in (conf.database, *database.sidecars(conf.database)):
+        each.unlink(missing_ok=True)
+    with pytest.raises(Failure, match="is missing, but 1 backups and 0 kept copies of it are here") as caught:
+        schema.init(conf)
+    assert "abathur-db restore latest" in caught.value.hint
+    assert saved
+
+
+FOREIGN = {"raw.db": lambda data: data, "old.db.gz": gzip.compress}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_other_origin_is_restored_after_the_same_checks(conf: Config, tmp_path: Path, name: str) -> None:
+    other = tmp_path / "application.db"
+    application(other, "INSERT INTO sessions (id, app_name, user_id) VALUES ('theirs', 'a', 'u')")
+    file = tmp_path / name
+    file.write_bytes(FOREIGN[name](other.read_bytes()))
+    result = restore.restore(conf, str(file))
+    assert value(conf.database, "SELECT id FROM sessions") == "theirs"
+    assert result.hint == "bring it to this release's schema: abathur-db init"
+    assert schema.init(conf).data["kind"] == "adopt"
+
+
+def test_a_path_into_the_backup_directory_is_the_backup_with_its_manifest(conf: Config, saved: str) -> None:
+    (conf.backup_directory / f"abathur_{saved}.json").unlink()
+    with pytest.raises(Failure, match=r"its manifest .* is gone"):
+        restore.restore(conf, str(conf.backup_directory / f"abathur_{saved}.db.zst"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no backup file"),
+        (b"", "is empty"),
+        (b"not a database at all", "is not a SQLite database"),
+    ],
+)
+def test_a_file_that_is_no_backup_changes_nothing(
+    conf: Config, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "some.db"
+    if content is not None:
+        file.write_bytes(content)
+    before = picture(conf.database.parent)
+    with pytest.raises(Failure, match=message):
+        restore.restore(conf, str(file))
+    assert picture(conf.database.parent) == before
+
+
+READER = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1])
+if sys.argv[2] == "read":
+    connection.execute("SELECT count(*) FROM sessions").fetchone()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(params=["read", "opened only"])
+def holder(request: pytest.FixtureRequest, conf: Config) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that has the database open until it is killed."""
+    process = subprocess.Popen([sys.executable, "-c", READER, conf.database, request.param], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_database_in_use_is_not_replaced_and_the_process_is_named(
+    conf: Config, saved: str, holder: subprocess.Popen[bytes]
+) -> None:
+    with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\); nothing was changed") as caught:
+        restore.restore(conf, saved)
+    assert caught.value.code is Exit.BUSY
+    assert count(conf.database) == 1
+
+
+def test_the_lock_alone_names_a_process_whose_files_cannot_be_seen(
+    conf: Config, saved: str, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "processes_with", lambda *_: [])
+    if holder.args[-1] == "read":  # type: ignore[index]
+        with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\)"):
+            restore.restore(conf, saved)
+    else:
+        # Opened and never read, it holds no lock yet and has seen no row.
+        assert restore.restore(conf, saved).ok
+
+
+def test_nobody_gets_in_while_the_database_is_exchanged(
+    conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    swap = restore._swap
+
+    def while_swapping(path: Path, staged: Path) -> str | None:
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT * FROM sessions')"
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+        seen.append(done.stderr)
+        return swap(path, staged)
+
+    monkeypatch.setattr(restore, "_swap", while_swapping)
+    restore.restore(conf, saved)
+    assert "database is locked" in seen[0]
+
+
+@pytest.mark.parametrize("step", ["link", "unlink", "rename", "open"])
+def test_a_failure_at_any_step_puts_the_original_back(
+    conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    now = dump(conf.database)
+    before = {name for name in picture(conf.database.parent) if "-shm" not in name and "-wal" not in name}
+    real: dict[str, Any] = {"link": os.link, "rename": os.rename}
+    calls: list[Any] = []
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == (2 if step == "link" else 1):
+            raise OSError(5, "Input/output error")
+        return real[step](*arguments, **options)
+
+    if step in real:
+        monkeypatch.setattr(os, step, fail_once)
+    elif step == "unlink":
+        unlink = Path.unlink
+
+        def fail(path: Path, missing_ok: bool = False) -> None:
+            if path == conf.database and not calls:
+                calls.append(path)
+                raise OSError(5, "Input/output error")
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", fail)
+    else:
+        pragma = database.pragma
+
+        def damaged(connection: sqlite3.Connection, name: str) -> int:
+            if connection.execute("PRAGMA database_list").fetchone()[2] == str(conf.database) and not calls:
+                calls.append(name)
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            return pragma(connection, name)
+
+        monkeypatch.setattr(database, "pragma", damaged)
+    with pytest.raises((OSError, Failure)):
+        restore.restore(conf, saved)
+    monkeypatch.undo()
+    assert calls
+    assert dump(conf.database) == now
+    after = {name for name in picture(conf.database.parent) if "-shm" not in name and "-wal" not in name}
+    assert after == before
+    assert restore.restore(conf, saved).ok
+
+
+KILLED = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from abathur_db import config, resources, restore
+conf = config.development(resources.development_profile(), Path(sys.argv[1]))
+left = int(sys.argv[3])
+def counted(function):
+    def call(*arguments, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        left -= 1
+        return function(*arguments, **options)
+    return call
+os.link, os.rename, Path.unlink = counted(os.link), counted(os.rename), counted(Path.unlink)
+restore.restore(replace(conf, minimum_free_mb=1), sys.argv[2])
+"""
+
+
+def test_a_restore_killed_at_any_step_loses_nothing_and_ends_well_when_run_again(conf: Config, saved: str) -> None:
+    """Every system call of the swap is a place to be killed at; the rows of now are always somewhere whole."""
+    for step in range(40):
+        run(conf.database, "INSERT OR IGNORE INTO sessions (id, app_name, user_id) VALUES ('later', 'a', 'u')")
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, conf.database, saved, str(step)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+            check=False,
+        )
+        candidates = [conf.database, *conf.database.parent.glob("*.before-restore_*/abathur.db")]
+        kept = [each for each in candidates if each.exists() and count(each) == 1]
+        assert kept, f"killed at step {step}"
+        assert restore.restore(conf, saved).ok
+        assert count(conf.database) == 0
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0
+    assert step > 5
+
+
+def test_a_directory_in_the_place_of_the_database_is_left_alone(conf: Config, saved: str) -> None:
+    for each in (conf.database, *database.sidecars(conf.database)):
+        each.unlink(missing_ok=True)
+    conf.database.mkdir()
+    with pytest.raises(Failure, match="cannot be opened: Is a directory; nothing was changed"):
+        restore.restore(conf, saved)
+
+
+def test_a_database_that_stays_locked_is_not_compared_and_not_replaced(conf: Config, saved: str) -> None:
+    run(conf.database, "PRAGMA journal_mode = DELETE")
+    holder = sqlite3.connect(conf.database, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Failure, match="was locked by another process"):
+        restore.restore(conf, saved)
+    holder.close()
+
+
+def test_two_restores_in_one_second_keep_two_databases(conf: Config, saved: str) -> None:
+    kept = {restore.restore(conf, saved).data["kept"] for _ in range(3)}
+    assert len(kept) == 3
+
+
+def test_processes_are_named_as_far_as_they_can_be_seen() -> None:
+    assert host.process_name(os.getpid()).endswith(f"(pid {os.getpid()})")
+    assert host.process_name(0) == "a process outside this container"
+    assert host.process_name(2**22 + 1) == f"pid {2**22 + 1}"
+
+
+def test_a_restore_of_an_older_schema_says_how_to_bring_it_up(
+    conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from abathur_db import resources
+
+    later = (*resources.migrations(), resources.Migration(2, "0002_next", "CREATE TABLE next (x);"))
+    monkeypatch.setattr(resources, "migrations", lambda: later)
+    assert restore.restore(replace(conf), saved).hint == "bring it to this release's schema: abathur-db init"

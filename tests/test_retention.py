@@ -1,0 +1,188 @@
+"""Retention: which backups stay, which go, and what is never touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from abathur_db import backup, catalog, release, retention, schema
+from abathur_db.catalog import Manifest
+from abathur_db.config import Config
+from databases import picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+FACTS: dict[str, Any] = {
+    "file": "",
+    "sha256": "",
+    "bytes": 1,
+    "plain_sha256": "",
+    "plain_bytes": 1,
+    "page_count": 1,
+    "user_version": 1,
+    "application_id": 0,
+    "rows": {},
+    "sqlite_version": "",
+    "tool_version": "",
+    "check": "quick",
+    "seconds": 1.0,
+}
+
+
+def manifests(moments: list[datetime]) -> list[Manifest]:
+    """Return backups of these moments in the order made, the newest (last made) first."""
+    numbered = [
+        Manifest(id=f"{number}", sequence=number, created=moment.isoformat(), **FACTS)
+        for number, moment in enumerate(moments, 1)
+    ]
+    return numbered[::-1]
+
+
+def kept(moments: list[datetime], daily: int, weekly: int, monthly: int, minimum: int = 0) -> list[datetime]:
+    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
+    verdicts = retention.judge(manifests(moments), counts, minimum, (), NOW)
+    return [each.manifest.moment for each in verdicts if each.keep]
+
+
+def days(*ago: int) -> list[datetime]:
+    return [NOW - timedelta(days=each) for each in ago]
+
+
+def test_the_last_backup_of_each_of_the_last_days_stays() -> None:
+    assert kept(days(4, 3, 2, 1, 0), daily=3, weekly=0, monthly=0) == days(0, 1, 2)
+
+
+def test_of_several_backups_of_a_day_the_last_stays() -> None:
+    day = [NOW.replace(hour=hour) for hour in (1, 5, 9)]
+    assert kept(day, daily=2, weekly=0, monthly=0) == day[2:]
+
+
+def test_days_without_a_backup_do_not_use_the_count_up() -> None:
+    assert kept(days(100, 50, 0), daily=3, weekly=0, monthly=0) == days(0, 50, 100)
+
+
+def test_weeks_and_months_reach_further_back() -> None:
+    every = days(*range(400, -1, -1))
+    found = kept(every, daily=30, weekly=8, monthly=12)
+    assert len([each for each in found if each > NOW - timedelta(days=30)]) == 30
+    assert 30 + 3 + 9 <= len(found) <= 30 + 8 + 12
+    assert min(found) < NOW - timedelta(days=320)
+
+
+def test_the_floor_holds_whatever_the_counts_say() -> None:
+    assert kept(days(9, 8, 7), daily=0, weekly=0, monthly=0, minimum=2) == days(7, 8)
+
+
+def test_a_stamp_from_the_future_neither_counts_nor_goes() -> None:
+    ahead = NOW + timedelta(days=400)
+    assert kept([ahead, *days(2, 1)], daily=1, weekly=0, monthly=0) == [*days(1), ahead]
+
+
+moments = st.lists(
+    st.datetimes(datetime(2024, 1, 1), datetime(2027, 12, 31)).map(lambda each: each.replace(tzinfo=UTC))
+)
+numbers = st.tuples(*[st.integers(0, 40)] * 4)
+
+
+@given(moments, numbers, st.data())
+def test_whatever_the_history_retention_keeps_what_it_promises(
+    made: list[datetime], numbers: tuple[int, int, int, int], data: st.DataObject
+) -> None:
+    daily, weekly, monthly, minimum = numbers
+    found = manifests(made)
+    never = data.draw(st.sets(st.sampled_from([each.id for each in found]))) if found else set()
+    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
+    verdicts = retention.judge(found, counts, minimum, never, NOW)
+    stay = {each.manifest.id for each in verdicts if each.keep}
+    present = [each for each in found if each.moment <= NOW + retention.FUTURE]
+    assert [each.manifest for each in verdicts] == found
+    assert never <= stay
+    assert {each.id for each in found} - {each.id for each in present} <= stay
+    assert {each.id for each in present[:minimum]} <= stay
+    days_kept = {each.moment.date() for each in present if each.id in stay}
+    assert len(days_kept) >= min(daily, len({each.moment.date() for each in present}))
+    assert len([each for each in present if each.id in stay]) <= daily + weekly + monthly + minimum + len(never)
+    # Judging what stayed again lets nothing more go.
+    again = retention.judge([each for each in found if each.id in stay], counts, minimum, never, NOW)
+    assert all(each.keep for each in again)
+
+
+@pytest.fixture
+def few(conf: Config) -> Config:
+    """Return a configuration that keeps the two newest backups only."""
+    schema.init(conf)
+    return replace(conf, backup_keep_daily=0, backup_keep_weekly=0, backup_keep_monthly=0, backup_keep_minimum=2)
+
+
+def names(conf: Config) -> list[str]:
+    return [each.id for each in catalog.backups(conf)]
+
+
+def test_a_good_backup_prunes_older_ones_and_says_so(few: Config) -> None:
+    made = [backup.backup(few) for _ in range(3)]
+    assert names(few) == [made[2].data["id"], made[1].data["id"]]
+    assert "removed 1 of 3 backups" in made[2].summary
+    assert len(list(few.backup_directory.iterdir())) == 4
+
+
+def test_a_failed_backup_prunes_nothing(few: Config) -> None:
+    many = replace(few, backup_keep_minimum=9)
+    for _ in range(4):
+        backup.backup(many)
+    few.database.unlink()
+    with pytest.raises(Exception, match="there is no database"):
+        backup.backup(few)
+    assert len(names(few)) == 4
+
+
+def test_a_dry_run_lists_what_would_go_and_why_and_deletes_nothing(few: Config) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
+    before = picture(few.backup_directory)
+    result = backup.prune(few, dry_run=True)
+    assert result.summary.startswith("would remove 1 of 3 backups")
+    assert f"go    {made[0]:22} out of every period" in result.report()
+    assert picture(few.backup_directory) == before
+
+
+def test_the_newest_verified_backup_stays_behind_newer_ones_that_failed(few: Config) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(4)]
+    for each in made[1:]:
+        catalog.remember_check(few, each, {"ok": False, "by": "verify", "summary": "flipped", "seconds": None})
+    backup.prune(few)
+    assert names(few) == [made[3], made[2], made[0]]
+
+
+def test_the_backup_that_a_rollback_needs_stays(few: Config) -> None:
+    first = backup.backup(replace(few, backup_keep_minimum=9)).data["id"]
+    (few.install_directory / "kept").mkdir(parents=True)
+    (few.install_directory / "kept" / release.RECORD).write_text(json.dumps({"backup": first}))
+    for _ in range(3):
+        backup.backup(few)
+    assert first in names(few)
+
+
+def test_what_the_bundle_did_not_write_is_never_touched(few: Config) -> None:
+    few.backup_directory.mkdir()
+    foreign = ("abathur_20200101_000000.db.zst", "notes.txt", "abathur_old.json.deleting")
+    for name in foreign:
+        (few.backup_directory / name).write_text("mine")
+    for _ in range(3):
+        backup.backup(few)
+    assert all((few.backup_directory / name).read_text() == "mine" for name in foreign)
+
+
+def test_a_removal_that_was_killed_half_way_is_finished_by_the_next(
+    few: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
+    monkeypatch.setattr(retention, "_finish", lambda _: None)
+    backup.prune(few)
+    assert made[0] not in names(few)
+    assert (few.backup_directory / f"abathur_{made[0]}.db.zst").exists()
+    monkeypatch.undo()
+    backup.prune(few)
+    assert [each.name for each in few.backup_directory.iterdir() if made[0] + "." in each.name] == []
