@@ -49,15 +49,17 @@ def query(host: Any) -> Query:
 
 @pytest.fixture
 def playbook() -> Playbook:
-    """Run a playbook from the repository's root against this scenario's hosts."""
+    """Run a playbook from the root of the repository, or of another checkout, against this scenario's hosts."""
 
-    def run(name: str, *arguments: str, inventory: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    def run(
+        name: str, *arguments: str, inventory: str | None = None, root: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         environment.pop("ANSIBLE_FORCE_COLOR", None)
         path = inventory or os.environ["MOLECULE_INVENTORY_FILE"]
         return subprocess.run(
             ["ansible-playbook", name, "-i", path, *arguments],
-            cwd=ROOT,
+            cwd=root,
             env=environment,
             capture_output=True,
             text=True,

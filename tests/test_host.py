@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,12 @@ def test_a_failure_of_the_owners_work_comes_back_whole() -> None:
 
 
 def test_work_that_dies_without_an_answer_is_a_defect_and_no_success() -> None:
+    def dying() -> dict[str, int]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
     with pytest.raises(RuntimeError, match="the work as nobody ended without an answer"):
-        host.as_owner("nobody", lambda: {"x": os.kill(os.getpid(), 9)})
+        host.as_owner("nobody", dying)
 
 
 def test_an_owner_who_does_not_exist_is_named() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-JOBS = ("backup", "analyze", "vacuum", "integrity-check")
+JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
 SEEDS = {
     "app:abathur:agent_instructions": (
         "default_workflow",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-JOBS = ("backup", "analyze", "vacuum", "integrity-check")
-WRITERS = ("backup", "analyze", "vacuum")
+JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
+ON_THE_DATABASE = JOBS[:4]
 
 
 def start(host: Any, job: str) -> Any:
@@ -98,7 +98,7 @@ def test_analyze_records_the_sizes(host: Any, query: Any) -> None:
     assert [row[0] for row in rows] == ["database_bytes", "free_page_bytes", "wal_bytes"]
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", ON_THE_DATABASE)
 def test_a_job_says_that_the_database_is_missing(host: Any, tool: Any, job: str) -> None:
     since = now(host)
     host.check_output("sh -c 'mkdir /root/aside && mv /var/lib/abathur/abathur.db* /root/aside'")

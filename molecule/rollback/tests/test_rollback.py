@@ -1,0 +1,285 @@
+"""Backups and rollbacks with an application at work; a ledger outside the database accounts for every row."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+
+ROOT = Path(__file__).resolve().parents[3]
+DATABASE = "/var/lib/abathur/abathur.db"
+PARTS = ("ansible.cfg", "deploy.yml", "rollback.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    path = os.environ["MOLECULE_INVENTORY_FILE"]
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+
+
+def wait(condition: Any) -> None:
+    """Wait until something is so; the test's own assertions tell when it never is."""
+    for _ in range(150):
+        if condition():
+            return
+        time.sleep(0.2)
+
+
+def acknowledged(host: Any) -> set[str]:
+    """Return the rows that the writers were told are committed."""
+    return set(host.run("cat /var/lib/ledger/acknowledged").stdout.split())
+
+
+def ask(host: Any, path: str, sql: str) -> list[list[Any]]:
+    """Ask any database on the host, as its owner; a kept one's folder too."""
+    program = (
+        f"import json, sqlite3\nprint(json.dumps(sqlite3.connect({path!r}, timeout=30).execute({sql!r}).fetchall()))"
+    )
+    encoded = base64.b64encode(program.encode()).decode()
+    found: list[list[Any]] = json.loads(
+        host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
+    )
+    return found
+
+
+def sessions(host: Any, path: str = DATABASE) -> set[str]:
+    return {row[0] for row in ask(host, path, "SELECT id FROM sessions")}
+
+
+def kept(host: Any) -> list[str]:
+    """Return the former databases that were kept."""
+    output: str = host.check_output("sh -c 'ls -d /var/lib/abathur/*.before-restore_*/abathur.db 2>/dev/null || true'")
+    return output.split()
+
+
+def tool(host: Any, *arguments: str) -> dict[str, Any]:
+    done = host.run(f"abathur-db {' '.join(arguments)} --json")
+    return {**json.loads(done.stdout), "exit_code": done.rc}
+
+
+def said(done: Any) -> str:
+    """Return a playbook's output with its wrapped lines joined."""
+    return " ".join(done.stdout.split())
+
+
+def start_writers(host: Any) -> None:
+    before = len(acknowledged(host))
+    host.check_output("systemctl start abathur.service")
+    wait(lambda: len(acknowledged(host)) > before + 50)
+    assert len(acknowledged(host)) > before + 50
+
+
+@pytest.fixture(autouse=True)
+def _stopped() -> Iterator[None]:
+    """Stop the writers after each test; none of them has met an error."""
+    yield
+    for host in hosts():
+        host.run("systemctl stop abathur.service")
+        assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """Return a checkout of a next release, which migrates the database."""
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    migration = tmp_path / "sql/migrations/0002_next.sql"
+    migration.write_text("-- What the next release needs.\nALTER TABLE sessions ADD COLUMN mood TEXT;\n")
+    return tmp_path
+
+
+def test_a_backup_under_50_writers_holds_every_row_acknowledged_before_it_and_no_torn_one(host: Any) -> None:
+    start_writers(host)
+    before = acknowledged(host)
+    made = tool(host, "backup")["data"]
+    writing = len(acknowledged(host))
+    wait(lambda: len(acknowledged(host)) > writing)
+    assert len(acknowledged(host)) > writing
+    host.check_output(f"zstd -dqf /var/backups/abathur/{made['file']} -o /var/tmp/proof.db")
+    host.check_output("chown abathur /var/tmp/proof.db")
+    assert before - sessions(host, "/var/tmp/proof.db") == set()
+    torn = "SELECT count(*) FROM sessions WHERE id NOT IN (SELECT task_id FROM audit WHERE task_id IS NOT NULL)"
+    assert ask(host, "/var/tmp/proof.db", torn) == [[0]]
+    assert made["rows"]["sessions"] == len(sessions(host, "/var/tmp/proof.db"))
+    host.check_output("rm /var/tmp/proof.db")
+
+
+def test_a_restore_while_the_application_works_is_refused_and_names_it(host: Any) -> None:
+    start_writers(host)
+    # Each operation opens the database anew: hold it open as a longer one would.
+    holder = (
+        f"import sqlite3, time; c = sqlite3.connect('{DATABASE}'); c.execute('SELECT * FROM sessions'); time.sleep(60)"
+    )
+    host.check_output(f'systemd-run --unit holder --uid abathur python3 -c "{holder}"')
+    wait(lambda: host.run(f"fuser {DATABASE} | grep -w $(systemctl show -P MainPID holder)").rc == 0)
+    refused = tool(host, "restore", "latest")
+    host.check_output("systemctl stop holder.service")
+    assert refused["exit_code"] == 75, refused["summary"]
+    assert re.search(r"is open in python3 \(pid \d+\); nothing was changed", refused["summary"])
+    host.check_output("systemctl stop abathur.service")
+    assert acknowledged(host) - sessions(host) == set()
+
+
+def test_going_back_to_a_backup_under_50_writers_accounts_for_every_row(playbook: Any) -> None:
+    for host in hosts():
+        tool(host, "backup")
+        start_writers(host)
+    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=latest")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ rows written since are not in it: audit \d+ new and 0 changed, sessions", said(done))
+    for host in hosts():
+        assert host.service("abathur.service").is_running
+        written = len(acknowledged(host))
+        wait(lambda host=host, written=written: len(acknowledged(host)) > written)
+        host.check_output("systemctl stop abathur.service")
+        found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
+        assert len(acknowledged(host)) > written
+        assert acknowledged(host) - found == set()
+        # It ended with a fresh backup, made after the restore.
+        newest = tool(host, "backups")["data"]["backups"][0]
+        assert newest["rows"]["sessions"] <= len(sessions(host))
+
+
+def test_a_deploy_that_migrated_is_rolled_back_and_rows_are_dropped_only_when_told(
+    playbook: Any, next_release: Path
+) -> None:
+    for host in hosts():
+        start_writers(host)
+        host.check_output("systemctl stop abathur.service")
+    before = {id(host): host.check_output("readlink /opt/abathur-db/current") for host in hosts()}
+    deployed = playbook("deploy.yml", root=next_release)
+    assert deployed.returncode == 0, deployed.stdout
+    for host in hosts():
+        assert ask(host, DATABASE, "PRAGMA user_version") == [[2]]
+        start_writers(host)
+    refused = playbook("rollback.yml")
+    assert refused.returncode != 0
+    assert re.search(r"was not restored: \d+ rows written since are not in it", said(refused))
+    assert "abathur_db_rollback_lose_rows=true" in said(refused)
+    for host in hosts():
+        assert ask(host, DATABASE, "PRAGMA user_version") == [[2]]
+        assert host.service("abathur.service").is_running
+    done = playbook("rollback.yml", "-e", '{"abathur_db_rollback_lose_rows": true}')
+    assert done.returncode == 0, done.stdout
+    for number, host in enumerate(hosts()):
+        host.check_output("systemctl stop abathur.service")
+        assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        assert host.check_output("readlink /opt/abathur-db/current") == list(before.values())[number]
+        found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
+        assert acknowledged(host) - found == set()
+    again = playbook("rollback.yml")
+    assert again.returncode == 0, again.stdout
+    assert "runs already, the database stays as it is" in said(again)
+
+
+def test_a_deploy_whose_validation_fails_returns_to_the_former_release_with_all_rows(
+    playbook: Any, next_release: Path
+) -> None:
+    for host in hosts():
+        start_writers(host)
+    before = [host.check_output("readlink /opt/abathur-db/current") for host in hosts()]
+    done = playbook("deploy.yml", "-e", '{"abathur_db_validation_p99_ms": 0}', root=next_release)
+    assert done.returncode != 0
+    assert "validate failed at latency_10_sessions" in said(done)
+    assert "returned to release" in said(done)
+    assert "no row is lost" in said(done)
+    for number, host in enumerate(hosts()):
+        assert host.service("abathur.service").is_running
+        host.check_output("systemctl stop abathur.service")
+        assert host.check_output("readlink /opt/abathur-db/current") == before[number]
+        assert "validation_p99_ms = 100" in host.file("/etc/abathur-db.toml").content_string
+        assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
+        assert acknowledged(host) - found == set()
+        assert tool(host, "status")["ok"]
+
+
+DAMAGES = {
+    "corrupt": f"dd if=/dev/urandom of={DATABASE} bs=4096 seek=2 count=40 conv=notrunc status=none",
+    "missing": f"rm {DATABASE} {DATABASE}-wal {DATABASE}-shm",
+    # As a restore leaves it that was killed between its steps.
+    "half-restored": f"rm {DATABASE} && touch {DATABASE}-wal /var/lib/abathur/.abathur.db.restore",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_database_that_is_broken_comes_back_from_the_newest_backup(playbook: Any, damage: str) -> None:
+    for host in hosts():
+        tool(host, "backup")
+        host.check_output(f"runuser -u abathur -- sh -c '{DAMAGES[damage]}'")
+    deployed = playbook("deploy.yml")
+    assert deployed.returncode != 0
+    assert "Nothing was changed" in said(deployed)
+    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=latest")
+    assert done.returncode == 0, done.stdout
+    for host in hosts():
+        found = sessions(host).union(*(sessions(host, path) for path in kept(host) if damage != "corrupt"))
+        assert damage == "corrupt" or acknowledged(host) - found == set()
+        assert tool(host, "status")["ok"]
+
+
+def test_the_fresh_start_keeps_the_old_database(playbook: Any) -> None:
+    before = [sessions(host) for host in hosts()]
+    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=fresh")
+    assert done.returncode == 0, done.stdout
+    for number, host in enumerate(hosts()):
+        assert sessions(host) == set()
+        assert ask(host, DATABASE, "SELECT count(*) FROM memory_entries") == [[3]]
+        assert before[number] in [sessions(host, path) for path in kept(host)[-1:]]
+
+
+def test_check_mode_says_what_a_rollback_would_do_and_does_nothing(playbook: Any) -> None:
+    before = [kept(host) for host in hosts()]
+    done = playbook("rollback.yml", "--check", "-e", "abathur_db_rollback_to=latest")
+    assert done.returncode == 0, done.stdout
+    assert "would restore backup" in said(done)
+    assert [kept(host) for host in hosts()] == before
+
+
+def test_the_drills_recovery_time_stands_in_the_status(host: Any) -> None:
+    host.check_output("systemctl start abathur-db@drill.service")
+    status = tool(host, "status")
+    assert status["data"]["recovery_seconds"] > 0
+    assert any("restored by the last drill in" in line for line in status["report"])
+
+
+def test_a_drill_of_a_damaged_backup_alerts(host: Any) -> None:
+    newest = tool(host, "backup")["data"]["file"]
+    host.check_output(f"truncate --size=-1 /var/backups/abathur/{newest}")
+    host.check_output(f"sh -c 'printf x >> /var/backups/abathur/{newest}'")
+    assert host.run("systemctl start abathur-db@drill.service").rc != 0
+    alert = "journalctl --no-pager -o cat -p err -u abathur-db-alert@drill.service"
+    wait(lambda: "drill failed at restore" in host.check_output(alert))
+    assert "is damaged: the SHA-256 of" in host.check_output(alert)
+    assert tool(host, "backup")["ok"]
+    assert host.run("systemctl start abathur-db@drill.service").rc == 0
+
+
+def runbooks() -> list[str]:
+    """Return the commands of the README's runbooks, in their order."""
+    text = (ROOT / "README.md").read_text().partition("## Runbooks")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_every_command_of_the_runbooks_works_as_it_stands(playbook: Any) -> None:
+    commands = runbooks()
+    assert len(commands) > 15
+    for command in commands:
+        if command.startswith("ansible-playbook "):
+            done = playbook(*command.split()[1:])
+            assert done.returncode == 0, f"{command}\n{done.stdout}"
+        else:
+            for host in hosts():
+                answer = host.run(command)
+                assert answer.rc == 0, f"{command}\n{answer.stdout}{answer.stderr}"
