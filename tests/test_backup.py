@@ -187,6 +187,12 @@ def test_a_missing_zstd_is_named_with_its_package(conf: Config, monkeypatch: pyt
     assert "apt-get install zstd" in caught.value.hint
 
 
+def test_something_in_the_way_of_the_new_file_is_said(conf: Config) -> None:
+    (conf.backup_directory / ".abathur_new.db.partial").mkdir(parents=True)
+    with pytest.raises(Failure, match="could not be written: Is a directory; nothing was kept of it"):
+        backup.backup(conf)
+
+
 def test_leftovers_of_a_killed_backup_are_cleared_by_the_next(conf: Config) -> None:
     conf.backup_directory.mkdir()
     for name in (".abathur_new.db.partial", ".abathur_new.packed.partial", ".abathur_new.db.partial-journal"):

@@ -139,18 +139,18 @@ def test_the_sequence_goes_on_when_every_backup_is_gone_or_the_note_of_it(conf: 
 
 def test_a_backup_whose_last_check_failed_is_not_the_newest_verified_one(conf: Config) -> None:
     older, newer = made(conf), made(conf)
-    catalog.remember_check(conf, newer, {"ok": False, "by": "verify", "summary": "flipped", "seconds": None})
+    catalog.remember_check(conf, newer, "verify", fault="flipped")
     newest = catalog.newest_verified(conf)
     assert newest is not None
     assert newest.id == older
-    assert any("verify FAILED" in line for line in catalog.list_backups(conf).report())
+    assert any(f"{newer:22}" in line and "FAILED" in line for line in catalog.list_backups(conf).report())
 
 
 def test_checks_of_backups_that_are_gone_are_forgotten(conf: Config) -> None:
     identity = made(conf)
     for name in ("20200101_000000", identity):
-        catalog.remember_check(conf, name, {"ok": True, "by": "drill", "summary": "", "seconds": 1.0})
-    catalog.remember_check(conf, identity, {"ok": True, "by": "drill", "summary": "", "seconds": 1.0})
+        catalog.remember_check(conf, name, "drill", fault="")
+    catalog.remember_check(conf, identity, "drill", fault="")
     assert set(catalog.checks(conf)) == {identity}
     (conf.state_directory / catalog.CHECKS).write_text("[]")
     assert catalog.checks(conf) == {}

@@ -133,6 +133,11 @@ def test_systemctl_that_fails_or_is_absent_gives_no_lines(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     assert host.unit_properties("x.service", "ActiveState") == {"ActiveState": "active"}
     assert host.systemctl("list-unit-files") == []
+    host.control("show")
+    program.write_text('#!/bin/sh\necho "Unit $2 not found." >&2; exit 5\n')
+    with pytest.raises(Failure, match=r"systemctl start x\.service failed: Unit x\.service not found\.") as caught:
+        host.control("start", "x.service")
+    assert caught.value.hint == "see why: systemctl status x.service"
     program.unlink()
     assert host.systemctl("show") == []
 

@@ -140,11 +140,12 @@ def test_a_damaged_backup_is_refused_by_verify_drill_and_restore_with_the_reason
 def test_a_sound_backup_is_proven_and_that_is_remembered(conf: Config) -> None:
     identity = backup.backup(conf).data["id"]
     assert proof.verify(conf, "latest").ok
-    assert catalog.checks(conf)[identity]["by"] == "verify"
+    assert set(catalog.checks(conf)[identity]) == {"verify", "ok"}
     drilled = proof.drill(conf)
     assert drilled.ok
     assert drilled.data["recovery_seconds"] > 0
-    assert catalog.checks(conf)[identity]["by"] == "drill"
+    assert set(catalog.checks(conf)[identity]) == {"verify", "drill", "ok"}
+    assert catalog.checks(conf)[identity]["drill"]["seconds"] > 0
     assert drilled.summary.startswith(f"{identity} restored, checked and queried in")
 
 

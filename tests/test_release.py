@@ -27,6 +27,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         return ["ActiveState=active"] if arguments[0] == "show" else []
 
     monkeypatch.setattr(host, "systemctl", systemctl)
+    monkeypatch.setattr(host, "control", systemctl)
     return calls
 
 
@@ -309,3 +310,21 @@ def test_another_file_in_use_stops_a_rollback_with_everything_as_it_was(
     assert migrated
     assert state(conf, etc) == TWO
     assert restore.losses(conf, conf.database)["tables"] == {}
+
+
+def test_an_application_that_does_not_start_again_fails_the_rollback_and_is_tried_again_by_the_next(
+    conf: Config, etc: Path, migrated: str, monkeypatch: pytest.MonkeyPatch, called: list[tuple[str, ...]]
+) -> None:
+    def control(*arguments: str) -> None:
+        called.append(arguments)
+        if arguments[0] == "start":
+            raise Failure("systemctl start app.service failed: start-limit-hit", "systemctl status app.service")
+
+    monkeypatch.setattr(host, "control", control)
+    with pytest.raises(Failure, match="start-limit-hit"):
+        go_back(conf)
+    assert state(conf, etc) == ONE
+    monkeypatch.setattr(host, "control", lambda *arguments: called.append(arguments))
+    go_back(conf)
+    assert called[-1] == ("start", "app.service")
+    assert migrated

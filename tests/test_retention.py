@@ -151,7 +151,7 @@ def test_a_dry_run_lists_what_would_go_and_why_and_deletes_nothing(few: Config) 
 def test_the_newest_verified_backup_stays_behind_newer_ones_that_failed(few: Config) -> None:
     made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(4)]
     for each in made[1:]:
-        catalog.remember_check(few, each, {"ok": False, "by": "verify", "summary": "flipped", "seconds": None})
+        catalog.remember_check(few, each, "verify", fault="flipped")
     backup.prune(few)
     assert names(few) == [made[3], made[2], made[0]]
 

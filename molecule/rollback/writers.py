@@ -4,6 +4,7 @@ Each commit is written to a ledger outside the database once it was acknowledged
 """
 
 import os
+import signal
 import sqlite3
 import time
 import uuid
@@ -39,7 +40,22 @@ def work() -> None:
         time.sleep(0.5)
 
 
-for _ in range(WRITERS - 1):
-    if os.fork() == 0:
-        break
-work()
+def main() -> None:
+    """Start the writers; end after the last of them, so that systemd sees the service end whole."""
+    children = []
+    for _ in range(WRITERS):
+        child = os.fork()
+        if child == 0:
+            work()
+        children.append(child)
+
+    def end(*_: object) -> None:
+        for each in children:
+            os.kill(each, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, end)
+    for each in children:
+        os.waitpid(each, 0)
+
+
+main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -68,7 +69,9 @@ def backup(config: Config, dry_run: bool = False) -> Result:
         ) from error
     finally:
         for leftover in partials:
-            leftover.unlink(missing_ok=True)
+            # Whatever went wrong is told already; the next run clears what could not be cleared here.
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
     pruned = prune(config)
     return Result(
         "backup",

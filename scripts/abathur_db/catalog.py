@@ -172,7 +172,10 @@ def next_sequence(config: Config) -> int:
 
 
 def checks(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the last check of each backup by its ID: time, ok, by (verify or drill), summary, seconds."""
+    """Return by backup ID whether its last check passed (`ok`), and the last `verify` and `drill` of each.
+
+    Each of the two holds time, ok, summary, seconds.
+    """
     try:
         found = json.loads((config.state_directory / CHECKS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -180,11 +183,12 @@ def checks(config: Config) -> dict[str, dict[str, Any]]:
     return found if isinstance(found, dict) else {}
 
 
-def remember_check(config: Config, identity: str, check: dict[str, Any]) -> None:
-    """Keep the last check of a backup, and forget those of backups that are gone."""
+def remember_check(config: Config, identity: str, kind: str, *, fault: str, seconds: float | None = None) -> None:
+    """Keep a check of a backup, `verify` or `drill`, and forget those of backups that are gone."""
     there = {each.id for each in entries(config)}
     known = {name: value for name, value in checks(config).items() if name in there}
-    known[identity] = {"time": runs.now(), **check}
+    check = {"time": runs.now(), "ok": not fault, "summary": fault or "passed", "seconds": seconds}
+    known[identity] = {**known.get(identity, {}), kind: check, "ok": not fault}
     runs.write_whole(config.state_directory / CHECKS, json.dumps(known, indent=2) + "\n")
 
 
@@ -208,19 +212,19 @@ def list_backups(config: Config) -> Result:
     known = checks(config)
     found = entries(config)
     listed = []
-    lines = [f"{'id':22} {'age':>8} {'size':>9} {'rows':>9} {'made with':10} last check"]
+    lines = [f"{'id':22} {'age':>8} {'size':>9} {'rows':>9} {'made with':10} {'verify':32} drill"]
     for each in found:
         manifest = each.manifest
         if manifest is None or each.fault:
             listed.append({"id": each.id, "counts": False, "fault": each.fault})
             lines.append(f"{each.id:22} does not count: {each.fault}")
             continue
-        last = known.get(each.id)
-        said = f"{last['by']} {'passed' if last['ok'] else 'FAILED'} {last['time']}" if last else "only when made"
+        verified, drilled = (known.get(each.id, {}).get(kind) for kind in ("verify", "drill"))
         rows = sum(manifest.rows.values())
-        listed.append({"counts": True, "fault": "", "last_check": last, **vars(manifest)})
+        listed.append({"counts": True, "fault": "", "verify": verified, "drill": drilled, **vars(manifest)})
         lines.append(
-            f"{each.id:22} {_age(manifest):>8} {host.readable(manifest.bytes):>9} {rows:9} {manifest.check:10} {said}"
+            f"{each.id:22} {_age(manifest):>8} {host.readable(manifest.bytes):>9} {rows:9} {manifest.check:10}"
+            f" {_said(verified):32} {_said(drilled)}"
         )
     good = [each for each in found if not each.fault]
     size = host.readable(sum(each.manifest.bytes for each in good if each.manifest))
@@ -228,6 +232,10 @@ def list_backups(config: Config) -> Result:
     if len(good) < len(found):
         summary += f"; {len(found) - len(good)} that do not count"
     return Result("backups", summary, data={"backups": listed}, table=[*lines, ""] if found else [])
+
+
+def _said(check: dict[str, Any] | None) -> str:
+    return f"{'passed' if check['ok'] else 'FAILED'} {check['time']}" if check else "-"
 
 
 def _age(manifest: Manifest) -> str:

@@ -170,6 +170,14 @@ def systemctl(*arguments: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
+def control(*arguments: str) -> None:
+    """Run `systemctl ARGUMENTS`. Raises Failure, with what systemd said, when it fails."""
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise Failure(f"systemctl {' '.join(arguments)} failed: {said}", f"see why: systemctl status {arguments[-1]}")
+
+
 def unit_properties(unit: str, *names: str) -> dict[str, str]:
     """Return properties of a unit as systemd states them; empty where systemd is not running."""
     lines = systemctl("show", unit, "--property", ",".join(names))

@@ -174,9 +174,7 @@ def verify(config: Config, which: str) -> Result:
                     prove(config, each.manifest, plain)
             except Failure as failure:
                 fault = str(failure)
-            catalog.remember_check(
-                config, identity, {"by": "verify", "ok": not fault, "summary": fault or "proven", "seconds": None}
-            )
+            catalog.remember_check(config, identity, "verify", fault=fault)
         hint = "it will not be restored; keep a good one: abathur-db backup"
         checks.append(
             Check(identity, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
@@ -205,8 +203,7 @@ def drill(config: Config) -> Result:
     except Failure as failure:
         fault = str(failure)
     seconds = round(time.monotonic() - begun, 3)
-    check = {"by": "drill", "ok": not fault, "summary": fault or "restored and queried", "seconds": seconds}
-    catalog.remember_check(config, manifest.id, check)
+    catalog.remember_check(config, manifest.id, "drill", fault=fault, seconds=seconds)
     restored = Check(
         "restore",
         not fault,

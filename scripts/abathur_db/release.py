@@ -7,6 +7,7 @@ the last confirmed one replaced.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import os
@@ -167,8 +168,12 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
             done += _return_to(config, target, folder)
         if to:
             done += host.as_owner(config.owner, lambda: _bring_up(config))["done"]
-    finally:
-        _start(config, stopped)
+    except BaseException:
+        # The error that began it is the one to tell.
+        with contextlib.suppress(Failure):
+            _start(config, stopped)
+        raise
+    _start(config, stopped)
     if folder == _pending(config) and target:
         _close(config, failed_deploy)
     return Result(
@@ -244,7 +249,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     for each in _files(ETC):
         if each.relative_to(ETC) not in wanted:
             if each.suffix == ".timer":
-                host.systemctl("disable", "--now", each.name)
+                host.control("disable", "--now", each.name)
             each.unlink()
     for name in sorted(wanted):
         partial = ETC / name.with_name(f".{name.name}.partial")
@@ -254,9 +259,9 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     link.unlink(missing_ok=True)
     link.symlink_to(former["release"])
     link.rename(config.install_directory / "current")
-    host.systemctl("daemon-reload")
+    host.control("daemon-reload")
     if former["timers"]:
-        host.systemctl("enable", "--now", *former["timers"])
+        host.control("enable", "--now", *former["timers"])
     return [f"returned to release {former['release']}"]
 
 
@@ -269,11 +274,11 @@ def _stop(config: Config, *, needed: bool) -> list[str]:
     stopped = sorted({*before, *(active if needed else [])})
     if stopped and needed:
         runs.write_whole(note, json.dumps(stopped), durable=True)
-        host.systemctl("stop", *stopped)
+        host.control("stop", *stopped)
     return stopped
 
 
 def _start(config: Config, stopped: list[str]) -> None:
     if stopped:
-        host.systemctl("start", *stopped)
+        host.control("start", *stopped)
         (config.install_directory / "stopped.json").unlink()
