@@ -216,6 +216,9 @@ def test_a_deploy_that_cannot_take_its_backup_changes_nothing(playbook: Any, nex
     assert "The release that ran before runs on." in said(done)
     for host in hosts():
         assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        # The status tells of the failed backup until there is a good one.
+        assert "job_backup" in tool(host, "status")["summary"]
+        assert tool(host, "backup")["ok"]
         assert tool(host, "status")["ok"]
 
 
