@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -117,6 +117,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def control_groups(name: str) -> list[Path]:
+    """Return the control groups of a host, one per hierarchy that systemd may use.
+
+    Without its own, all hosts of a machine with the old hierarchies share one: units of the same
+    name then disturb each other (status 219/CGROUP, "Failed to kill control group").
+    """
+    top = Path("/sys/fs/cgroup")
+    roots = [each for each in (top, top / "systemd", top / "unified") if (each / "cgroup.procs").exists()]
+    return [each / f"abathur-{name}" for each in roots]
+
+
+def remove_control_groups(name: str) -> None:
+    """Delete a host's control groups; those that are busy yet are left for the next time."""
+    for group in control_groups(name):
+        for folder, _, _ in os.walk(group, topdown=False):
+            with suppress(OSError):
+                Path(folder).rmdir()
+
+
 def create(name: str, suite: str) -> bool:
     """Boot a host unless it runs already; return whether it had to be made."""
     with locked(f"host-{name}"):
@@ -149,6 +168,14 @@ def _boot(name: str, suite: str, base: Path) -> None:
     (root / "etc/ssh/sshd_config.d/testhost.conf").write_text(f"Port {port}\nListenAddress 127.0.0.1\n")
     (root / "etc/hostname").write_text(f"{name}\n")
     log = (home / "console.log").open("w")
+    groups = control_groups(name)
+    for group in groups:
+        group.mkdir(exist_ok=True)
+
+    def enter() -> None:
+        for group in groups:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
     say(f"booting {name} (Debian {suite})")
     process = subprocess.Popen(
         # The machine name carries the process id: names are one space for the whole machine.
@@ -157,6 +184,7 @@ def _boot(name: str, suite: str, base: Path) -> None:
         stdout=log,
         stderr=log,
         start_new_session=True,
+        preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
     )
     host = {"name": name, "suite": suite, "pid": process.pid, "started": started(process.pid), "port": port}
     host["key"] = str(key)
@@ -209,6 +237,7 @@ def _destroy(name: str) -> bool:
         time.sleep(0.1)
     else:
         die(f"{home / 'root'} is still mounted", f"see who uses it: fuser -vm {home / 'root'}; then run this again")
+    remove_control_groups(name)
     shutil.rmtree(home)
     return True
 

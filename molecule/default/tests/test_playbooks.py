@@ -83,10 +83,10 @@ def test_a_failed_check_fails_the_deploy_and_names_itself_and_the_next_step(play
     assert "validate failed at mode_abathur.db" in done.stdout
     assert "chown --no-dereference abathur: /var/lib/abathur/abathur.db && chmod go=" in done.stdout
     assert re.search(r"FAIL\s+timer_analyze", done.stdout)
-    # Two repairs: the mode by init, the timer by the job table.
+    # Two repairs, the mode by init and the timer by the job table; and the backup before the first.
     repaired = playbook("deploy.yml")
     assert repaired.returncode == 0, repaired.stdout
-    assert recap(repaired.stdout, "changed") == {2}
+    assert recap(repaired.stdout, "changed") == {3}
 
 
 def test_remove_keeps_data_and_a_deploy_takes_it_up_again(playbook: Any) -> None:
