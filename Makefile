@@ -9,13 +9,14 @@ SCENARIO ?= default upgrade timers rollback
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
+SIZE ?= 1
 
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule lock docs clean packages-host packages-test
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule bench lock docs clean packages-host packages-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -61,6 +62,10 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
 	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
+
+bench: venv ## measure our jobs against their peers, with SIZE=gigabytes (default 1)
+	@.ci/packages sqlite3 zstd
+	$(VENV)/python benchmarks/bench.py --size $(SIZE)
 
 venv: .venv/lock ## install the pinned Python packages into .venv
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from abathur_db import database, maintenance, schema
+from abathur_db import database, host, maintenance, schema
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
-from databases import application, corrupt, picture, rows, run, value
+from databases import application, corrupt, dump, picture, rows, run, value
 
 JOBS = [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check]
 
@@ -67,12 +69,76 @@ def test_vacuum_says_why_it_has_nothing_to_do(conf: Config) -> None:
     assert result.summary == "skipped: 0.0 % of the pages are free, under 5 %"
 
 
-def test_vacuum_says_that_an_adopted_database_cannot_give_pages_back(conf: Config) -> None:
+@pytest.fixture
+def adopted(conf: Config) -> Config:
+    """Make a database as an application has it: without auto_vacuum, half of its pages free."""
     conf.database.unlink()
     application(conf.database)
-    result = maintenance.vacuum(conf)
+    rows(conf.database, 2000)
+    run(conf.database, "DELETE FROM memory_entries WHERE id % 2 = 0", "PRAGMA journal_mode = WAL")
+    return conf
+
+
+def test_vacuum_says_what_the_conversion_of_an_adopted_database_costs_and_does_not_do_it(adopted: Config) -> None:
+    result = maintenance.vacuum(adopted)
     assert (result.ok, result.changed) == (True, False)
     assert "made without auto_vacuum=INCREMENTAL" in result.summary
+    size = host.readable(adopted.database.stat().st_size)
+    assert f"abathur-db vacuum --convert (rewrites {size}, needs" in result.hint
+
+
+def test_a_conversion_keeps_every_row_and_lets_pages_be_given_back_from_then_on(adopted: Config) -> None:
+    before = dump(adopted.database)
+    size = adopted.database.stat().st_size
+    assert maintenance.vacuum(adopted, convert=True, dry_run=True).summary.startswith("would rewrite")
+    result = maintenance.vacuum(adopted, convert=True)
+    assert "with auto_vacuum=INCREMENTAL and gave back" in result.summary
+    assert dump(adopted.database) == before
+    assert value(adopted.database, "PRAGMA auto_vacuum") == 2
+    assert value(adopted.database, "PRAGMA journal_mode") == "wal"
+    assert adopted.database.stat().st_size < size
+    assert list(adopted.scratch_directory.iterdir()) == []
+    again = maintenance.vacuum(adopted, convert=True)
+    assert again.summary.startswith("skipped: 0.0 % of the pages are free")
+
+
+def test_a_conversion_waits_for_nobody_and_names_who_has_the_database_open(adopted: Config) -> None:
+    code = (
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM tasks');"
+        "print(1, flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, adopted.database], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\)"):
+            maintenance.vacuum(adopted, convert=True)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert value(adopted.database, "PRAGMA auto_vacuum") == 0
+
+
+def test_a_conversion_does_not_start_on_a_low_disk(adopted: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "free_bytes", lambda _: 3_000_000)
+    with pytest.raises(Failure, match="converting the database needs"):
+        maintenance.vacuum(adopted, convert=True)
+
+
+@pytest.mark.parametrize(
+    ("pages", "seconds", "following"),
+    [
+        (500, 0.01, 500),
+        (500, 0.2, 250),
+        (500, 1000, 1),
+        (100, 0.01, 200),
+        (300, 0.0, 500),
+    ],
+)
+def test_a_slice_that_took_long_makes_the_next_smaller(
+    conf: Config, pages: int, seconds: float, following: int
+) -> None:
+    assert maintenance.slice_after(conf, pages, seconds) == following
 
 
 def test_an_integrity_check_of_a_sound_database_passes_and_leaves_no_copy(conf: Config) -> None:

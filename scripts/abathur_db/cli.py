@@ -87,7 +87,16 @@ COMMANDS = {
     "analyze": Command(
         "maintenance:analyze", "refresh the statistics of the query planner", lock=True, dry_run=True, recorded=True
     ),
-    "vacuum": Command("maintenance:vacuum", "give free pages back, in slices", lock=True, dry_run=True, recorded=True),
+    "vacuum": Command(
+        "maintenance:vacuum",
+        "give free pages back, in slices",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+        arguments=(
+            ("--convert", {"action": "store_true", "help": "rewrite an adopted database once, so that it can"}),
+        ),
+    ),
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),

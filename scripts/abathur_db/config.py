@@ -41,6 +41,7 @@ class Config:
     backup_maximum_age_hours: int
     analysis_limit: int
     vacuum_slice_pages: int
+    vacuum_slice_ms: int
     vacuum_pause_ms: int
     vacuum_minimum_percent: int
     validation_sessions: list[int]

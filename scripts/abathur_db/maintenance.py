@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from abathur_db import adoption, database, host, progress, proof, runs
+from abathur_db import adoption, database, host, progress, proof, restore, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
+
+INCREMENTAL = 2
+"""The value of PRAGMA auto_vacuum (sqlite.org/pragma.html#pragma_auto_vacuum)."""
 
 
 def sizes(config: Config, connection: sqlite3.Connection) -> dict[str, int]:
@@ -47,37 +51,42 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
     return Result("analyze", f"statistics refreshed; the database has {size}", changed=True, data=measured)
 
 
-def vacuum(config: Config, dry_run: bool = False) -> Result:
+def vacuum(config: Config, convert: bool = False, dry_run: bool = False) -> Result:
     """Give free pages back to the file system in small slices, resting between them.
 
     A plain VACUUM would stop writers for as long as it takes (schema facts, trap 8). Skipped, with
-    the reason, when there is little to gain. Raises Failure on a low disk.
+    the reason, when there is little to gain. `convert`: rewrite a database that was made without
+    auto_vacuum=INCREMENTAL, once, while nobody has it open. Raises Failure on a low disk.
     """
     host.require_free(config.database, config.minimum_free_mb * host.MB, "vacuum")
-    with database.opened(config.database, config.busy_timeout_ms, read_only=dry_run) as connection:
+    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         free = database.pragma(connection, "freelist_count")
         pages = max(database.pragma(connection, "page_count"), 1)
         page = database.pragma(connection, "page_size")
-        percent = 100 * free / pages
-        data: dict[str, int] = {"free_pages": free, "pages": pages, "page_bytes": page}
-        # 2 is INCREMENTAL (sqlite.org/pragma.html#pragma_auto_vacuum).
-        if database.pragma(connection, "auto_vacuum") != 2:
-            return Result(
-                "vacuum",
-                f"skipped: the database was made without auto_vacuum=INCREMENTAL; "
-                f"{free} pages ({percent:.0f} %) stay free",
-                data=data,
-                hint="free pages are used again by new rows; nothing has to be done",
-            )
-        if percent < config.vacuum_minimum_percent:
-            return Result(
-                "vacuum",
-                f"skipped: {percent:.1f} % of the pages are free, under {config.vacuum_minimum_percent} %",
-                data=data,
-            )
-        gain = host.readable(free * page)
-        if dry_run:
-            return Result("vacuum", f"would give back {gain}", changed=True, data=data)
+        incremental = database.pragma(connection, "auto_vacuum") == INCREMENTAL
+    percent = 100 * free / pages
+    data: dict[str, int] = {"free_pages": free, "pages": pages, "page_bytes": page}
+    if convert and not incremental:
+        return _convert(config, pages * page, data, dry_run)
+    if not incremental:
+        cost = f"rewrites {host.readable(pages * page)}, needs {host.readable(3 * pages * page)} free"
+        return Result(
+            "vacuum",
+            f"skipped: the database was made without auto_vacuum=INCREMENTAL; {free} pages ({percent:.0f} %) stay free",
+            data=data,
+            hint="new rows use free pages again, nothing has to be done; to convert it once, with the application "
+            f"stopped: abathur-db vacuum --convert ({cost})",
+        )
+    if percent < config.vacuum_minimum_percent:
+        return Result(
+            "vacuum",
+            f"skipped: {percent:.1f} % of the pages are free, under {config.vacuum_minimum_percent} %",
+            data=data,
+        )
+    gain = host.readable(free * page)
+    if dry_run:
+        return Result("vacuum", f"would give back {gain}", changed=True, data=data)
+    with database.opened(config.database, config.busy_timeout_ms) as connection:
         _vacuum_slices(config, connection, free)
         given = free - database.pragma(connection, "freelist_count")
     data["given_back_pages"] = given
@@ -85,11 +94,44 @@ def vacuum(config: Config, dry_run: bool = False) -> Result:
 
 
 def _vacuum_slices(config: Config, connection: sqlite3.Connection, free: int) -> None:
+    """Give up to `free` pages back; a slice that took too long makes the next ones smaller."""
+    left, pages = free, config.vacuum_slice_pages
     # Bounded by what was free at the start, so that a busy writer cannot keep it going.
-    for _ in range(0, free, config.vacuum_slice_pages):
+    while left > 0:
+        begun = time.monotonic()
         # executescript: through execute() the pragma frees a single page (schema facts, trap 9).
-        connection.executescript(f"PRAGMA incremental_vacuum({config.vacuum_slice_pages})")
+        connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        left -= pages
+        pages = slice_after(config, pages, time.monotonic() - begun)
         time.sleep(config.vacuum_pause_ms / 1000)
+
+
+def slice_after(config: Config, pages: int, seconds: float) -> int:
+    """Return the pages of the next slice, after one of `pages` took `seconds`: as many as fit the limit of time."""
+    fitting = pages * config.vacuum_slice_ms / max(seconds * 1000, 0.001)
+    # At most doubled: one lucky slice says little of the next.
+    return max(1, min(config.vacuum_slice_pages, int(fitting), 2 * pages))
+
+
+def _convert(config: Config, size: int, data: dict[str, int], dry_run: bool) -> Result:
+    """Rewrite the whole database with auto_vacuum=INCREMENTAL; nobody else may have it open."""
+    if dry_run:
+        return Result("vacuum", f"would rewrite {host.readable(size)}", changed=True, data=data)
+    # The rewritten copy, the same through the write-ahead log, and the file itself (schema facts, trap 10).
+    host.require_free(config.database, 3 * size + config.minimum_free_mb * host.MB, "converting the database")
+    with restore.alone(config.database):
+        pass
+    config.scratch_directory.mkdir(parents=True, exist_ok=True)
+    os.environ["SQLITE_TMPDIR"] = str(config.scratch_directory)
+    with database.opened(config.database, config.busy_timeout_ms) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.executescript("BEGIN EXCLUSIVE; COMMIT")
+        connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+        connection.execute("VACUUM")
+        pages = database.pragma(connection, "page_count")
+    given = host.readable(size - pages * data["page_bytes"])
+    summary = f"rewrote {host.readable(size)} with auto_vacuum=INCREMENTAL and gave back {given}"
+    return Result("vacuum", summary, changed=True, data={**data, "pages": pages})
 
 
 def integrity_check(config: Config, dry_run: bool = False) -> Result:
