@@ -205,6 +205,8 @@ def copied(source: Path, home: Path) -> Path:
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
     shutil.copy(source, home / "abathur.db")
+    # Or the writer's first commit would wait for the copy to reach the disk.
+    os.sync()
     return home / "abathur.db"
 
 
