@@ -40,7 +40,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     stamp = datetime.now(UTC)
     plain = config.backup_directory / f".{catalog.PREFIX}new.db.partial"
     packed = config.backup_directory / f".{catalog.PREFIX}new.packed.partial"
-    partials = [plain, packed, plain.with_name(plain.name + "-journal")]
+    partials = [*database.files(plain), packed]
     try:
         for leftover in partials:
             leftover.unlink(missing_ok=True)

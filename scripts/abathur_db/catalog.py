@@ -61,6 +61,16 @@ class Entry:
     manifest: Manifest | None
     fault: str = ""
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> Entry:
+        """Return the entry of a backup that counts."""
+        return cls(manifest.id, manifest)
+
+    @property
+    def sound(self) -> Manifest | None:
+        """The manifest when the backup counts."""
+        return None if self.fault else self.manifest
+
 
 def entries(config: Config) -> list[Entry]:
     """Return everything in the backup directory that bears a backup's name, the newest first, faults last."""
@@ -112,7 +122,7 @@ def kept_aside(config: Config) -> list[Path]:
 
 def backups(config: Config) -> list[Manifest]:
     """Return the backups that count, the newest first."""
-    return [each.manifest for each in entries(config) if each.manifest and not each.fault]
+    return [each.sound for each in entries(config) if each.sound]
 
 
 def newest_verified(config: Config) -> Manifest | None:
@@ -131,10 +141,10 @@ def find(config: Config, wanted: str) -> Manifest:
     identity = named["id"] if named else wanted.removeprefix(PREFIX)
     for each in found:
         if each.id == identity:
-            if each.manifest and not each.fault:
-                return each.manifest
+            if each.sound:
+                return each.sound
             raise Failure(f"backup {each.id} does not count: {each.fault}", "see the others: abathur-db backups")
-    sound = [each.manifest for each in found if each.manifest and not each.fault]
+    sound = [each.sound for each in found if each.sound]
     if wanted == "latest":
         newest = newest_verified(config)
         if newest:
@@ -214,8 +224,8 @@ def list_backups(config: Config) -> Result:
     listed = []
     lines = [f"{'id':22} {'age':>8} {'size':>9} {'rows':>9} {'made with':10} {'verify':32} drill"]
     for each in found:
-        manifest = each.manifest
-        if manifest is None or each.fault:
+        manifest = each.sound
+        if manifest is None:
             listed.append({"id": each.id, "counts": False, "fault": each.fault})
             lines.append(f"{each.id:22} does not count: {each.fault}")
             continue
@@ -226,8 +236,8 @@ def list_backups(config: Config) -> Result:
             f"{each.id:22} {_age(manifest):>8} {host.readable(manifest.bytes):>9} {rows:9} {manifest.check:10}"
             f" {_said(verified):32} {_said(drilled)}"
         )
-    good = [each for each in found if not each.fault]
-    size = host.readable(sum(each.manifest.bytes for each in good if each.manifest))
+    good = [each.sound for each in found if each.sound]
+    size = host.readable(sum(each.bytes for each in good))
     summary = f"{len(good)} backups, {size}, in {config.backup_directory}"
     if len(good) < len(found):
         summary += f"; {len(found) - len(good)} that do not count"

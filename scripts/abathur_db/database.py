@@ -18,10 +18,30 @@ MAGIC = b"SQLite format 3\0"
 
 SIDECARS = ("-wal", "-shm")
 
+RESTORE = "restore the newest backup, which keeps what is there aside: abathur-db restore latest"
+"""The next step wherever a database is found corrupt."""
+
 
 def sidecars(path: Path) -> list[Path]:
     """Return the paths of the write-ahead log and its index beside a database."""
     return [path.with_name(path.name + suffix) for suffix in SIDECARS]
+
+
+def files(path: Path) -> list[Path]:
+    """Return the paths of a database and of all that SQLite may put beside it."""
+    return [path, *sidecars(path), path.with_name(path.name + "-journal")]
+
+
+@contextmanager
+def throwaway(path: Path) -> Iterator[Path]:
+    """Lend a path for a database that is gone at the end; what a killed run left there goes first."""
+    for leftover in files(path):
+        leftover.unlink(missing_ok=True)
+    try:
+        yield path
+    finally:
+        for leftover in files(path):
+            leftover.unlink(missing_ok=True)
 
 
 def open_to_others(path: Path) -> list[Path]:
@@ -270,7 +290,7 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise Failure(
                 f"{path} is corrupt: {error}",
-                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
+                RESTORE,
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error

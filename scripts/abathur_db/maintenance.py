@@ -150,7 +150,7 @@ def integrity_check(config: Config, dry_run: bool = False) -> Result:
                 not found,
                 "ok",
                 found[0] if found else "ok",
-                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
+                database.RESTORE,
             )
         ]
         if not found:

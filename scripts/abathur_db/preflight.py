@@ -23,7 +23,7 @@ def preflight(config: Config, release: str) -> Result:
     `release`: the name of the release that the deploy will install, empty when there is none.
     """
     resources.preload()
-    checks = [Check(**each) for each in requirements.all_checks()]  # type: ignore[arg-type]
+    checks = [Check(**each) for each in requirements.all_checks()]
     checks += [*_file_systems(config), *_paths(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),

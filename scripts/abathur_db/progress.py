@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ def _meter(label: str, total: int) -> Any:
         # From a checkout without the environment: the work is done all the same, quietly.
         return None
 
+    # Generic for the type checker only: tqdm[…] fails when it runs.
     class Lines(tqdm):  # type: ignore[type-arg]
         """A meter whose every refresh is a line of its own."""
 
@@ -61,7 +61,7 @@ def watched(label: str, total: int, path: Path) -> Iterator[None]:
     def watch(update: Callable[[int], Any]) -> None:
         before = 0
         while not done.wait(WATCH_SECONDS):
-            size = os.stat(path).st_size if path.exists() else before
+            size = path.stat().st_size if path.exists() else before
             update(max(size - before, 0))
             before = max(size, before)
 

@@ -20,20 +20,16 @@ from abathur_db.result import Check, Failure, Result, summarize
 CHUNK = 1 << 20
 """Bytes read at a time: memory stays flat whatever the size of the database."""
 
+ANOTHER = "take another one: abathur-db backups"
+"""The next step wherever a backup is found damaged."""
+
 
 @contextmanager
 def scratch(config: Config, name: str) -> Iterator[Path]:
     """Give a path for a throwaway database; it and what SQLite puts beside it are gone at the end."""
     config.scratch_directory.mkdir(parents=True, exist_ok=True)
-    path = config.scratch_directory / name
-    files = [path, *database.sidecars(path), path.with_name(f"{name}-journal")]
-    try:
-        for leftover in files:
-            leftover.unlink(missing_ok=True)
+    with database.throwaway(config.scratch_directory / name) as path:
         yield path
-    finally:
-        for leftover in files:
-            leftover.unlink(missing_ok=True)
 
 
 def sha256(path: Path, label: str) -> str:
@@ -55,19 +51,21 @@ def _plain(path: Path) -> Iterator[IO[bytes]]:
             [program, "-q", "-d", "-c", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             try:
+                # Optional only for a Popen without pipes.
                 yield process.stdout  # type: ignore[misc]
                 said = process.stderr.read().decode(errors="replace").strip()  # type: ignore[union-attr]
             except BaseException:
                 process.kill()
                 raise
         if process.returncode != 0:
-            raise Failure(f"{path.name} cannot be unpacked: {said}", "take another one: abathur-db backups")
+            raise Failure(f"{path.name} cannot be unpacked: {said}", ANOTHER)
     else:
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                # GzipFile reads as IO[bytes] does, without being one by type.
                 yield stream  # type: ignore[misc]
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-            raise Failure(f"{path.name} cannot be unpacked: {error}", "take another one: abathur-db backups") from None
+            raise Failure(f"{path.name} cannot be unpacked: {error}", ANOTHER) from None
 
 
 def zstd() -> str:
@@ -93,9 +91,7 @@ def unpack(source: Path, target: Path, limit: int) -> str:
             while chunk := stream.read(CHUNK):
                 written += len(chunk)
                 if written > limit:
-                    raise Failure(
-                        f"{source.name} unpacks to more than {limit} bytes", "take another one: abathur-db backups"
-                    )
+                    raise Failure(f"{source.name} unpacks to more than {limit} bytes", ANOTHER)
                 digest.update(chunk)
                 out.write(chunk)
                 update(len(chunk))
@@ -136,7 +132,7 @@ def prove(config: Config, manifest: Manifest, target: Path) -> None:
 def examine(connection: Any, path: Path, name: str) -> None:
     """Check a closed copy fully, and that it is a database of this schema. Raises Failure."""
     if found := database.problems(connection, full=True):
-        raise Failure(f"{name} is corrupt: {found[0]}", "take another one: abathur-db backups")
+        raise Failure(f"{name} is corrupt: {found[0]}", ANOTHER)
     schema.plan_existing(connection, path)
 
 
@@ -153,7 +149,7 @@ def _compare(connection: Any, manifest: Manifest) -> None:
 
 
 def _differs(manifest: Manifest, what: str) -> Failure:
-    return Failure(f"backup {manifest.id} is damaged: {what}", "take another one: abathur-db backups")
+    return Failure(f"backup {manifest.id} is damaged: {what}", ANOTHER)
 
 
 def verify(config: Config, which: str) -> Result:
@@ -161,23 +157,22 @@ def verify(config: Config, which: str) -> Result:
 
     Raises Failure when there is no such backup.
     """
-    wanted = catalog.entries(config) if which == "all" else [catalog.Entry("", catalog.find(config, which))]
+    wanted = catalog.entries(config) if which == "all" else [catalog.Entry.of(catalog.find(config, which))]
     if not wanted:
         raise Failure(f"there is no backup in {config.backup_directory}", "make one: systemctl start abathur-db@backup")
     checks = []
     for each in wanted:
-        identity = each.manifest.id if each.manifest else each.id
         fault = each.fault
-        if not fault and each.manifest:
+        if each.sound:
             try:
                 with scratch(config, "proof.db") as plain:
-                    prove(config, each.manifest, plain)
+                    prove(config, each.sound, plain)
             except Failure as failure:
                 fault = str(failure)
-            catalog.remember_check(config, identity, "verify", fault=fault)
+            catalog.remember_check(config, each.id, "verify", fault=fault)
         hint = "it will not be restored; keep a good one: abathur-db backup"
         checks.append(
-            Check(identity, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
+            Check(each.id, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
         )
     summary, hint = summarize("verify", checks)
     return Result("verify", summary, checks=checks, hint=hint)
@@ -189,34 +184,34 @@ def drill(config: Config) -> Result:
     The time from the start to the first answer is the recovery time that is recorded. Fails also
     when the newest verified backup is too old.
     """
-    age = catalog.age_check(config)
-    if not catalog.backups(config):
+    newest = next(iter(catalog.backups(config)), None)
+    if newest is None:
+        age = catalog.age_check(config)
         summary, hint = summarize("drill", [age])
         return Result("drill", summary, checks=[age], hint=hint)
-    manifest = catalog.backups(config)[0]
     begun = time.monotonic()
     fault = ""
     try:
         with scratch(config, "proof.db") as plain:
-            prove(config, manifest, plain)
+            prove(config, newest, plain)
             _query(plain)
     except Failure as failure:
         fault = str(failure)
     seconds = round(time.monotonic() - begun, 3)
-    catalog.remember_check(config, manifest.id, "drill", fault=fault, seconds=seconds)
+    catalog.remember_check(config, newest.id, "drill", fault=fault, seconds=seconds)
     restored = Check(
         "restore",
         not fault,
         "the newest backup restores, passes its checks and answers queries",
-        fault or f"{manifest.id}: {sum(manifest.rows.values())} rows in {seconds:.1f} s",
+        fault or f"{newest.id}: {sum(newest.rows.values())} rows in {seconds:.1f} s",
         "make a new one and look at the older ones: abathur-db backup; abathur-db verify all",
     )
     # Only now: a backup that has just failed is not the newest verified one any more.
     checks = [restored, catalog.age_check(config)]
     summary, hint = summarize("drill", checks)
     if not hint:
-        summary = f"{manifest.id} restored, checked and queried in {seconds:.1f} s"
-    data = {"backup": manifest.id, "recovery_seconds": seconds, "bytes": manifest.plain_bytes}
+        summary = f"{newest.id} restored, checked and queried in {seconds:.1f} s"
+    data = {"backup": newest.id, "recovery_seconds": seconds, "bytes": newest.plain_bytes}
     return Result("drill", summary, checks=checks, data=data, hint=hint)
 
 

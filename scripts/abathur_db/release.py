@@ -69,8 +69,8 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         return Result("keep", f"would keep release {running}", changed=True)
     manifest = catalog.find(config, backup) if backup else None
     partial = config.install_directory / "kept.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o750)
+    _delete(partial)
+    partial.mkdir()
     for each in _files(ETC):
         target = partial / "etc" / each.relative_to(ETC)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         "release": running,
         "backup": manifest.id if manifest else None,
         "user_version": manifest.user_version if manifest else None,
-        "timers": _timers(ETC),
+        "timers": _timers(),
         "time": runs.now(),
     }
     (partial / RECORD).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     # Readable for the owner's jobs: pruning spares the backup named in it.
-    for each in (partial, partial / RECORD):
-        each.chmod(0o755 if each.is_dir() else 0o644)
+    partial.chmod(0o755)
+    (partial / RECORD).chmod(0o644)
     partial.rename(_pending(config))
     # Not a change of the host that an operator would look for.
     return Result("keep", f"kept release {running}", data=kept)
@@ -98,8 +98,8 @@ def _copy(source: Path, target: Path) -> None:
     os.chown(target, found.st_uid, found.st_gid)
 
 
-def _timers(etc: Path) -> list[str]:
-    wants = etc / UNITS / "timers.target.wants"
+def _timers() -> list[str]:
+    wants = ETC / UNITS / "timers.target.wants"
     return sorted(each.name for each in wants.glob("abathur-db@*.timer"))
 
 
@@ -111,13 +111,19 @@ def confirm(config: Config, dry_run: bool = False) -> Result:
     if pending["release"] == current(config) and _same(_pending(config)):
         shutil.rmtree(_pending(config))
         return Result("confirm", "the deploy changed neither release nor units")
-    replaced = config.install_directory / "kept.replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if _kept(config).exists():
-        _kept(config).rename(replaced)
-    _pending(config).rename(_kept(config))
-    shutil.rmtree(replaced, ignore_errors=True)
+    _promote(config)
     return Result("confirm", f"a rollback returns to release {pending['release']}")
+
+
+def _promote(config: Config) -> None:
+    """Let what is pending be what a rollback returns to; killed in between, it is pending still, and counts first."""
+    _delete(_kept(config))
+    _pending(config).rename(_kept(config))
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _same(folder: Path) -> bool:
@@ -151,8 +157,8 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
             "there is no former release: this host was deployed once, or never changed",
             "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
         )
-    target = None if to or former is None else former
-    source = to or _source(config, target)
+    target = None if to else former
+    source = _source(config, target) if target else to
     if dry_run:
         said = host.as_owner(config.owner, lambda: _dry(config, source)) if source else {"summary": ""}
         parts = [f"would return to release {target['release']}"] if target else []
@@ -189,17 +195,16 @@ def _close(config: Config, failed_deploy: bool) -> None:
     if failed_deploy:
         shutil.rmtree(_pending(config))
     else:
-        shutil.rmtree(_kept(config), ignore_errors=True)
-        _pending(config).rename(_kept(config))
+        _promote(config)
 
 
-def _source(config: Config, former: dict[str, Any] | None) -> str:
+def _source(config: Config, former: dict[str, Any]) -> str:
     """Return the backup that the former release needs, empty when the database serves it as it is."""
     version = host.as_owner(config.owner, lambda: {"version": _version(config)})["version"]
-    wanted = former["user_version"] if former else None
+    wanted = former["user_version"]
     if version is not None and (wanted is None or version <= wanted):
         return ""
-    if version is not None and former and former["backup"]:
+    if version is not None and former["backup"]:
         return str(former["backup"])
     for each in catalog.backups(config):
         if wanted is None or each.user_version <= wanted:

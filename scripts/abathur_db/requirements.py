@@ -8,10 +8,22 @@ import json
 import os
 import sqlite3
 import sys
+from typing import TypedDict
 
 PYTHON = (3, 11)
 # Design document, section 1.1.
 SQLITE = (3, 35, 0)
+
+
+class Fact(TypedDict):
+    """A check before result.Check can be imported; its fields are the same."""
+
+    id: str
+    ok: bool
+    expected: str
+    measured: str
+    hint: str
+    warning: bool
 
 
 def dotted(version):
@@ -21,7 +33,7 @@ def dotted(version):
 
 
 def _check(name, ok, expected, measured, hint, warning=False):
-    # type: (str, bool, str, str, str, bool) -> dict[str, str | bool]
+    # type: (str, bool, str, str, str, bool) -> Fact
     return {
         "id": name,
         "ok": ok,
@@ -33,7 +45,7 @@ def _check(name, ok, expected, measured, hint, warning=False):
 
 
 def systemd():
-    # type: () -> dict[str, str | bool]
+    # type: () -> Fact
     """Check that systemd manages the host, as sd_booted(3) does."""
     return _check(
         "systemd",
@@ -45,7 +57,7 @@ def systemd():
 
 
 def python():
-    # type: () -> dict[str, str | bool]
+    # type: () -> Fact
     """Check the version of the Python that runs this."""
     return _check(
         "python",
@@ -57,7 +69,7 @@ def python():
 
 
 def sqlite():
-    # type: () -> dict[str, str | bool]
+    # type: () -> Fact
     """Check the SQLite library that this Python loads, and that it has the JSON functions."""
     try:
         json_works = sqlite3.connect(":memory:").execute("SELECT json_valid('{}')").fetchone()[0] == 1
@@ -79,7 +91,7 @@ def wal_reset_fix(version):
 
 
 def sqlite_wal_reset():
-    # type: () -> dict[str, str | bool]
+    # type: () -> Fact
     """Warn when two processes that checkpoint at one moment could corrupt the WAL."""
     fixed = wal_reset_fix(sqlite3.sqlite_version_info)
     return _check(
@@ -94,7 +106,7 @@ def sqlite_wal_reset():
 
 
 def all_checks():
-    # type: () -> list[dict[str, str | bool]]
+    # type: () -> list[Fact]
     """Return the checks of the interpreter and the init system, in the order of the report."""
     return [systemd(), python(), sqlite(), sqlite_wal_reset()]
 

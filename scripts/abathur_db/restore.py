@@ -37,10 +37,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
     """
     staged = config.database.with_name(f".{config.database.name}.restore")
     config.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    leftovers = [staged, *database.sidecars(staged), staged.with_name(staged.name + "-journal")]
-    try:
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
+    with database.throwaway(staged):
         name, made = _stage(config, source, staged)
         lost = losses(config, staged)
         data: dict[str, Any] = {"source": name, "created": made, "lost": lost["tables"], "kept": None}
@@ -55,9 +52,6 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
             )
         with alone(config.database):
             data["kept"] = _swap(config.database, staged)
-    finally:
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
     behind = schema.plan(config).steps
     return Result(
@@ -93,7 +87,7 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     free = host.free_bytes(staged) - config.minimum_free_mb * host.MB
     proof.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
-        raise Failure(f"{path} is empty", "take another one: abathur-db backups")
+        raise Failure(f"{path} is empty", proof.ANOTHER)
     with database.opened(staged, 0, immutable=True) as connection:
         proof.examine(connection, staged, str(path))
     _to_wal(staged)

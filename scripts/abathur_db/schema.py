@@ -234,16 +234,13 @@ def _create(path: Path) -> None:
     """Build the database beside its final name; it appears whole or not at all."""
     partial = path.with_name(f".{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for leftover in [partial, *database.sidecars(partial), partial.with_name(partial.name + "-journal")]:
-        leftover.unlink(missing_ok=True)
     try:
-        build(partial)
-        # link(2), unlike rename(2), never replaces a file that somebody made in the meantime.
-        os.link(partial, path)
+        with database.throwaway(partial):
+            build(partial)
+            # link(2), unlike rename(2), never replaces a file that somebody made in the meantime.
+            os.link(partial, path)
     except FileExistsError:
         raise Failure(f"{path} appeared while it was being built; it was left alone", "run this again") from None
-    finally:
-        partial.unlink(missing_ok=True)
     database.sync(path.parent)
 
 
@@ -260,7 +257,7 @@ def _bring_up(config: Config) -> None:
         if found := database.problems(connection):
             raise Failure(
                 f"{config.database} is corrupt: {found[0]}; nothing was changed",
-                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
+                database.RESTORE,
             )
         database.enable_wal(connection, config.database)
         version = database.pragma(connection, "user_version")

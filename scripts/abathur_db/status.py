@@ -118,16 +118,12 @@ def _database(config: Config, data: dict[str, Any]) -> Check:
 def _wal(config: Config, data: dict[str, Any]) -> list[Check]:
     if "journal_mode" not in data:
         return []
-    return [
-        Check(
-            "journal_mode",
-            data["journal_mode"] == "wal",
-            "wal",
-            data["journal_mode"],
-            "switch it back: abathur-db init",
-        ),
-        wal_size(config, data["wal_bytes"]),
-    ]
+    return [journal_mode(data["journal_mode"]), wal_size(config, data["wal_bytes"])]
+
+
+def journal_mode(mode: str) -> Check:
+    """Check that the database is in WAL mode."""
+    return Check("journal_mode", mode == "wal", "wal", mode, "switch it back: abathur-db init")
 
 
 def wal_size(config: Config, size: int) -> Check:

@@ -21,7 +21,7 @@ def validate(config: Config, jobs: list[str]) -> Result:
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         checks = schema.checks(connection)
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-        checks.append(Check("journal_mode", mode == "wal", "wal", mode, "switch it back: abathur-db init"))
+        checks.append(status.journal_mode(mode))
         found = database.problems(connection)
         checks.append(
             Check(
@@ -29,7 +29,7 @@ def validate(config: Config, jobs: list[str]) -> Result:
                 not found,
                 "ok",
                 found[0] if found else "ok",
-                "restore the newest backup, which keeps what is there aside: abathur-db restore latest",
+                database.RESTORE,
             )
         )
         if not found:
