@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -171,8 +170,9 @@ def wait(process: subprocess.Popen[bytes], begun: float) -> tuple[bool, int]:
             return process.returncode == 0, usage.ru_maxrss
         if time.monotonic() - begun > CAP_SECONDS:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return False, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return False, usage.ru_maxrss
         time.sleep(0.01)
 
 
@@ -202,7 +202,8 @@ def tool(*arguments: str | Path) -> None:
 
 def copied(source: Path, home: Path) -> Path:
     """Return a fresh copy of the generated database, so that every job finds the same."""
-    shutil.rmtree(home, ignore_errors=True)
+    if home.exists():
+        shutil.rmtree(home)
     home.mkdir()
     shutil.copy(source, home / "abathur.db")
     # Or the writer's first commit would wait for the copy to reach the disk.
@@ -250,13 +251,13 @@ def measure(source: Path, home: Path, rounds: int) -> list[Figure]:
         ratio = f"{mine.wait_ms / theirs.wait_ms:.2f} of the wait"
         goal = "the writer waits at most 250 ms, no error"
         found.append(Figure(name, shown(mine), {peer: shown(theirs)}, ratio, goal, reached))
-    return found + backups(both, idle, source, home)
+    return [*found, *backups(both, idle, source, home), restores(source, home, rounds)]
 
 
 def backups(
     both: Callable[[Callable[[Path], Callable[[], subprocess.Popen[bytes]]]], Run], idle: Run, source: Path, home: Path
 ) -> list[Figure]:
-    """Measure the backup, its size and memory, and the restore."""
+    """Measure the backup, its size and memory."""
     mine = both(lambda path: ours("backup", path))
     packed = next((home / "backups").glob("*.zst")).stat().st_size
     design = both(lambda path: shell(f"cp '{path}' '{path}.copy' && gzip '{path}.copy'"))
@@ -269,16 +270,20 @@ def backups(
         "VACUUM INTO": shown(into),
         "sqlite3 .backup": shown(cli),
     }
-    found = [
+    return [
         ratio("backup, to cp + gzip", mine.seconds / design.seconds, 0.25, shown(mine), peers),
         ratio("backup, to cp", mine.seconds / copy.seconds, 3, shown(mine), {"cp": shown(copy)}),
         ratio("writer's p99 during a backup, to alone", mine.p99_ms / idle.p99_ms, 2, f"{mine.p99_ms:.1f} ms", {}),
         ratio("memory of a backup, MB", mine.memory_mb, 100, f"{mine.memory_mb:.0f} MB", {}),
         ratio("size of a backup, to the database", packed / source.stat().st_size, 0.25, f"{packed / 1e6:.0f} MB", {}),
     ]
+
+
+def restores(source: Path, home: Path, rounds: int) -> Figure:
+    """Measure the restore with all its checks."""
     times = []
     theirs = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         path = copied(source, home)
         tool("backup", path)
         begun = time.monotonic()
@@ -291,10 +296,7 @@ def backups(
         theirs.append(time.monotonic() - begun)
     mine_s, theirs_s = statistics.median(times), statistics.median(theirs)
     peers = {"zstd -d + sha256sum": f"{theirs_s:.1f} s"}
-    return [
-        *found,
-        ratio("restore with all checks, to zstd -d + sha256sum", mine_s / theirs_s, 2, f"{mine_s:.1f} s", peers),
-    ]
+    return ratio("restore with all checks, to zstd -d + sha256sum", mine_s / theirs_s, 2, f"{mine_s:.1f} s", peers)
 
 
 def ratio(name: str, value: float, goal: float, mine: str, peers: dict[str, str]) -> Figure:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,23 @@ def rows(path: Path, count: int, namespace: str = "user:1") -> None:
         f" WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
         f" SELECT '{namespace}', 'key' || i, '\"' || hex(randomblob(500)) || '\"', 'semantic' FROM n",
     )
+
+
+@contextmanager
+def at_work(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python code in a process of its own, from its first line of output on until the end; then kill it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )
+    try:
+        if process.stdout is not None:
+            process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def dump(path: Path) -> list[str]:

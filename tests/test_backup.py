@@ -10,7 +10,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from abathur_db import backup, catalog, database, host, schema
 from abathur_db.config import Config
 from abathur_db.result import Failure
-from databases import application, corrupt, dump, picture, rows, run
+from databases import application, at_work, corrupt, dump, picture, rows, run
 
 
 @pytest.fixture(autouse=True)
@@ -73,26 +72,18 @@ def test_two_backups_within_one_second_are_both_kept_in_their_order(conf: Config
 
 def test_a_backup_during_writes_is_one_moment_of_the_database(conf: Config) -> None:
     """Each transaction adds one row to two tables: a torn copy would count them differently."""
-    writer = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sqlite3, sys\n"
-            "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-            "c.executescript('CREATE TABLE a (x); CREATE TABLE b (x)')\n"
-            "print('ready', flush=True)\n"
-            "while True:\n"
-            "    c.execute('BEGIN IMMEDIATE')\n"
-            "    c.execute('INSERT INTO a VALUES (zeroblob(500))')\n"
-            "    c.execute('INSERT INTO b VALUES (zeroblob(500))')\n"
-            "    c.execute('COMMIT')\n",
-            str(conf.database),
-        ],
-        stdout=subprocess.PIPE,
+    code = (
+        "import sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.executescript('CREATE TABLE a (x); CREATE TABLE b (x)')\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    c.execute('BEGIN IMMEDIATE')\n"
+        "    c.execute('INSERT INTO a VALUES (zeroblob(500))')\n"
+        "    c.execute('INSERT INTO b VALUES (zeroblob(500))')\n"
+        "    c.execute('COMMIT')\n"
     )
-    try:
-        assert writer.stdout is not None
-        writer.stdout.readline()
+    with at_work(code, conf.database) as writer:
         for _ in range(5):
             result = backup.backup(replace(conf, backup_compression="none"))
             copy = sqlite3.connect(conf.backup_directory / result.data["file"])
@@ -100,9 +91,6 @@ def test_a_backup_during_writes_is_one_moment_of_the_database(conf: Config) -> N
             copy.close()
             assert counts[0] == counts[1]
         assert writer.poll() is None
-    finally:
-        writer.kill()
-        writer.wait()
 
 
 def test_a_dry_run_makes_nothing(conf: Config) -> None:

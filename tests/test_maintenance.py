@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +11,7 @@ import pytest
 from abathur_db import database, host, maintenance, schema
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
-from databases import application, corrupt, dump, picture, rows, run, value
+from databases import application, at_work, corrupt, dump, picture, rows, run, value
 
 JOBS = [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check]
 
@@ -107,15 +105,11 @@ def test_a_conversion_waits_for_nobody_and_names_who_has_the_database_open(adopt
         "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM tasks');"
         "print(1, flush=True); time.sleep(600)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, adopted.database], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\)"):
-            maintenance.vacuum(adopted, convert=True)
-    finally:
-        holder.kill()
-        holder.wait()
+    with (
+        at_work(code, adopted.database) as holder,
+        pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\)"),
+    ):
+        maintenance.vacuum(adopted, convert=True)
     assert value(adopted.database, "PRAGMA auto_vacuum") == 0
 
 

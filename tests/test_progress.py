@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import fcntl
 import os
 import pty
@@ -12,7 +11,6 @@ import sys
 import termios
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from abathur_db import progress
@@ -84,13 +82,6 @@ def test_a_file_that_grows_is_watched(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_without_tqdm_the_work_is_done_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name == "tqdm":
-            raise ModuleNotFoundError(name)
-        return imported(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     with progress.shown("copy", 1000) as update:
         update(1000)

@@ -18,7 +18,7 @@ import pytest
 from abathur_db import backup, database, host, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
-from databases import ROOT, application, corrupt, dump, picture, rows, run, value
+from databases import ROOT, application, at_work, corrupt, dump, picture, rows, run, value
 
 
 @pytest.fixture(autouse=True)
@@ -201,12 +201,8 @@ time.sleep(600)
 @pytest.fixture(params=["read", "opened only"])
 def holder(request: pytest.FixtureRequest, conf: Config) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process that has the database open until it is killed."""
-    process = subprocess.Popen([sys.executable, "-c", READER, conf.database, request.param], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    yield process
-    process.kill()
-    process.wait()
+    with at_work(READER, conf.database, request.param) as process:
+        yield process
 
 
 def test_a_database_in_use_is_not_replaced_and_the_process_is_named(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from abathur_db import runs
 from abathur_db.result import Exit, Failure
-from databases import ROOT
+from databases import at_work
 
 HOLDER = """
 import pathlib, sys, time
@@ -26,16 +25,8 @@ with runs.locked(pathlib.Path(sys.argv[1]), "vacuum", 0):
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start another process that holds the lock until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    yield process
-    process.kill()
-    process.wait()
+    with at_work(HOLDER, tmp_path) as process:
+        yield process
 
 
 def test_a_second_job_gives_up_after_its_wait_and_names_the_holder(

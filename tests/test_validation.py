@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,14 +232,7 @@ def test_percentiles_are_by_nearest_rank() -> None:
 
 
 def test_without_aiosqlite_the_next_step_is_named(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name == "aiosqlite":
-            raise ModuleNotFoundError(name)
-        return imported(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
     with pytest.raises(Failure, match="aiosqlite is not installed") as caught:
         latency.measure(conf.database, {}, 1, 1, 1)
     assert "make tool" in caught.value.hint

@@ -68,7 +68,8 @@ def tree(suite: str) -> Path:
         if not target.exists():
             say(f"building the tree of Debian {suite} (once, about 20 s)")
             partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                shutil.rmtree(partial)
             partial.parent.mkdir(parents=True, exist_ok=True)
             run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", suite, partial)
             # Unmasked by default, these wait for a network that an nspawn host shares with the machine.
