@@ -205,3 +205,21 @@ def test_free_space_is_asked_where_the_backups_go(conf: Config, monkeypatch: pyt
     monkeypatch.setattr(host, "require_free", lambda path, *_: asked.append(path))
     backup.backup(conf)
     assert asked == [conf.backup_directory]
+
+
+def test_what_a_writer_left_that_died_in_the_middle_is_rolled_back_and_backed_up(conf: Config) -> None:
+    """An application stopped within a transaction in rollback-journal mode leaves a hot journal."""
+    run(conf.database, "PRAGMA journal_mode = DELETE")
+    code = (
+        "import sqlite3, sys, time\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1')\n"
+        "c.execute('BEGIN')\n"
+        "c.execute('DELETE FROM memory_entries')\n"
+        "print('in the middle', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with at_work(code, conf.database):
+        pass
+    assert database.files(conf.database)[-1].stat().st_size > 0
+    assert backup.backup(conf).data["rows"]["memory_entries"] == 50

@@ -135,11 +135,15 @@ def opened(
     Raises Failure (BUSY) when the wait was not enough, Failure otherwise.
     """
     require(path)
-    options = "?mode=ro&immutable=1" if immutable else "?mode=ro" if read_only else "?mode=rw"
+    # A writer that died has left its journal: SQLite has to roll it back first, which mode=ro forbids.
+    recovers = read_only and files(path)[-1].exists()
+    options = "?mode=ro&immutable=1" if immutable else "?mode=ro" if read_only and not recovers else "?mode=rw"
     with _translated(path, busy_timeout_ms):
         connection = sqlite3.connect(f"file:{quote(str(path))}{options}", uri=True, isolation_level=None)
         try:
             _configure(connection, busy_timeout_ms)
+            if recovers:
+                connection.execute("PRAGMA query_only = ON")
             yield connection
         finally:
             connection.close()
