@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, schema
+from abathur_db import backup, catalog, database, host, packing, progress, schema
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import application, at_work, corrupt, dump, picture, rows, run
@@ -111,8 +112,8 @@ def test_a_database_that_is_corrupt_gives_no_backup_and_older_ones_stay(conf: Co
 def test_a_copy_that_does_not_pass_its_check_is_not_kept(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = database.snapshot
 
-    def damaging(source: Path, target: Path, busy_timeout_ms: int) -> None:
-        snapshot(source, target, busy_timeout_ms)
+    def damaging(source: Path, target: Path, *more: Any) -> None:
+        snapshot(source, target, *more)
         corrupt(target)
 
     monkeypatch.setattr(database, "snapshot", damaging)
@@ -146,19 +147,40 @@ def test_a_low_disk_is_said_before_anything_is_written(conf: Config) -> None:
     assert list(conf.backup_directory.iterdir()) == []
 
 
-def test_a_disk_that_fills_while_compressing_leaves_older_backups(
-    conf: Config, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("compression", catalog.SUFFIXES)
+def test_a_file_that_cannot_grow_while_packing_leaves_older_backups(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
+    """The kernel refuses bytes past a limit of the process, in the middle of the packed file, as a full disk does."""
     backup.backup(conf)
     before = picture(conf.backup_directory)
+    pack = packing.pack
 
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def limited(*arguments: Any) -> dict[str, Any]:
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+        try:
+            return pack(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
-    monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises(Failure, match="could not be written: No space left on device; nothing was kept of it"):
-        backup.backup(replace(conf, backup_compression="gzip"))
+    monkeypatch.setattr(packing, "pack", limited)
+    with pytest.raises(Failure, match="could not be written: File too large; nothing was kept of it"):
+        backup.backup(replace(conf, backup_compression=compression))
     assert picture(conf.backup_directory) == before
+
+
+def test_a_stop_while_packing_leaves_nothing(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: int) -> None:
+        raise KeyboardInterrupt
+
+    def shown(label: str, _: int) -> Any:
+        return contextlib.nullcontext(stopped if label == "compress" else lambda _: None)
+
+    monkeypatch.setattr(progress, "shown", shown)
+    with pytest.raises(KeyboardInterrupt):
+        backup.backup(conf)
+    assert list(conf.backup_directory.iterdir()) == []
 
 
 def test_a_failing_zstd_is_quoted(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -59,6 +59,55 @@ def test_vacuum_lets_writers_in_between_its_slices(full_of_holes: Config, monkey
     monkeypatch.setattr(time, "sleep", write)
     maintenance.vacuum(full_of_holes)
     assert len(written) > 2
+
+
+def test_vacuum_keeps_the_log_small_where_no_application_does(conf: Config) -> None:
+    rows(conf.database, 6000)
+    run(conf.database, "DELETE FROM memory_entries WHERE id <= 3000", "PRAGMA wal_checkpoint(TRUNCATE)")
+    limited = replace(conf, vacuum_slice_pages=50, wal_limit_mb=1)
+    moved = limited.database.stat().st_size - 4096 * maintenance.vacuum(limited).data["given_back_pages"]
+    # Every row that stays was moved through the log, from the end of the file to its beginning.
+    assert moved > 3_000_000
+    assert database.wal_bytes(limited.database) < 1_000_000
+
+
+def test_a_checkpoint_is_left_to_the_application_while_the_log_is_small(conf: Config) -> None:
+    result = maintenance.checkpoint(conf)
+    assert (result.ok, result.changed) == (True, False)
+    assert result.summary.startswith("skipped: the write-ahead log has 0 B")
+
+
+@pytest.fixture
+def long_log(conf: Config) -> Iterator[Config]:
+    """Make a database whose log is past its limit, because its only user never checkpoints."""
+    limited = replace(conf, wal_limit_mb=1)
+    user = sqlite3.connect(conf.database, isolation_level=None)
+    user.execute("PRAGMA wal_autocheckpoint = 0")
+    user.execute(
+        "INSERT INTO sessions (id, app_name, user_id, state) VALUES (1, 1, 1, json_quote(hex(zeroblob(1000000))))"
+    )
+    yield limited
+    user.close()
+
+
+def test_a_checkpoint_moves_a_grown_log_into_the_database_and_cuts_it(long_log: Config) -> None:
+    assert maintenance.checkpoint(long_log, dry_run=True).summary == "would move 2.0 MB into the database"
+    result = maintenance.checkpoint(long_log)
+    assert result.summary == "moved 2.0 MB into the database; the log has 0 B now"
+    assert database.wal_bytes(long_log.database) == 0
+    assert value(long_log.database, "SELECT count(*) FROM sessions") == 1
+
+
+def test_a_checkpoint_that_a_reader_holds_back_says_so_and_how_to_find_it(long_log: Config) -> None:
+    reader = sqlite3.connect(long_log.database, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sessions").fetchone()
+    run(long_log.database, "INSERT INTO sessions (id, app_name, user_id) VALUES (2, 2, 2)")
+    result = maintenance.checkpoint(long_log)
+    reader.close()
+    assert not result.ok
+    assert "somebody still reads an older state" in result.summary
+    assert result.hint.endswith(f"fuser -v {long_log.database}")
 
 
 def test_vacuum_says_why_it_has_nothing_to_do(conf: Config) -> None:

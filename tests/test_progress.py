@@ -10,7 +10,6 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import pytest
 from abathur_db import progress
@@ -57,28 +56,6 @@ def test_a_journal_gets_whole_lines_of_long_work(
     lines = capsys.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith("copy:") and "\r" not in line for line in lines)
-
-
-def test_a_file_that_grows_is_watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
-
-    class Meter:
-        def __enter__(self) -> Meter:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, number: int) -> None:
-            seen.append(number)
-
-    monkeypatch.setattr(progress, "_meter", lambda *_: Meter())
-    with progress.watched("copy", 100, tmp_path / "file"):
-        time.sleep(0.05)
-        (tmp_path / "file").write_bytes(b"x" * 60)
-        time.sleep(0.1)
-    assert sum(seen) == 60
 
 
 def test_without_tqdm_the_work_is_done_quietly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, proof, restore, schema, seed
+from abathur_db import backup, catalog, database, host, packing, proof, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import picture, rows, run
@@ -189,7 +189,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(conf: Config, monkeypatch: p
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(proof, "_plain", full)
+    monkeypatch.setattr(packing, "_unpacked", full)
     result = proof.verify(conf, identity)
     assert "cannot be unpacked to" in result.checks[0].measured
     assert list(conf.scratch_directory.iterdir()) == []
@@ -209,7 +209,7 @@ def test_what_unpacks_to_more_than_it_should_is_stopped(tmp_path: Path, suffix: 
     subprocess.run(["zstd", "-q", zeros, "-o", tmp_path / "bomb.zst"], check=True)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(zeros.read_bytes()))
     with pytest.raises(Failure, match=r"bomb\.\w+ unpacks to more than 5000000 bytes"):
-        proof.unpack(bomb, tmp_path / "out", 5_000_000)
+        packing.unpack(bomb, tmp_path / "out", 5_000_000)
     assert not (tmp_path / "out").exists()
 
 
@@ -221,14 +221,14 @@ def test_what_cannot_be_unpacked_says_why(tmp_path: Path, name: str) -> None:
     data = {"cut.zst": whole[:1000], "cut.gz": gzip.compress(plain.read_bytes())[:1000], "none.gz": b"none"}[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(Failure, match=f"{name} cannot be unpacked"):
-        proof.unpack(tmp_path / name, tmp_path / "out", 5_000_000)
+        packing.unpack(tmp_path / name, tmp_path / "out", 5_000_000)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_zstd_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(Failure, match="zstd is not installed") as caught:
-        proof.zstd()
+        packing.zstd()
     assert "apt-get install zstd" in caught.value.hint
 
 

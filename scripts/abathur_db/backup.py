@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
-import shutil
 import sqlite3
-import subprocess
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, host, progress, proof, release, retention, runs
+from abathur_db import __version__, catalog, database, host, packing, progress, release, retention, runs
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
@@ -44,10 +41,13 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     try:
         for leftover in partials:
             leftover.unlink(missing_ok=True)
-        with progress.watched("copy", size, plain):
-            database.snapshot(path, plain, config.busy_timeout_ms)
-        facts = _facts(plain, full=config.backup_check == "full")
-        facts |= _pack(config, plain, packed)
+        with progress.shown("copy", size) as done:
+            database.snapshot(path, plain, config.busy_timeout_ms, done)
+        # Checked while it is packed: both only read the copy.
+        with ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(_facts, plain, full=config.backup_check == "full")
+            facts = packing.pack(plain, packed, config.backup_compression)
+            facts |= checked.result()
         identity = _identity(config, stamp)
         kept = Manifest(
             id=identity,
@@ -116,39 +116,6 @@ def _identity(config: Config, stamp: datetime) -> str:
         number += 1
         identity = f"{stamped}_{number}"
     return identity
-
-
-def _pack(config: Config, plain: Path, packed: Path) -> dict[str, Any]:
-    compress: dict[str, Callable[[Path, Path], None]] = {"zstd": _zstd, "gzip": _gzip, "none": os.replace}
-    size, plain_sha256 = plain.stat().st_size, proof.sha256(plain, "hash")
-    with progress.watched("compress", size, packed):
-        compress[config.backup_compression](plain, packed)
-    database.sync(packed)
-    return {
-        "plain_bytes": size,
-        "plain_sha256": plain_sha256,
-        "bytes": packed.stat().st_size,
-        "sha256": proof.sha256(packed, "hash"),
-    }
-
-
-def _zstd(source: Path, target: Path) -> None:
-    done = subprocess.run(
-        [proof.zstd(), "-q", "-3", "-T0", "-f", "-o", str(target), str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise Failure(
-            f"zstd failed: {done.stderr.strip() or f'exit code {done.returncode}'}; nothing was kept of it",
-            f"free space there: df -h {target.parent}",
-        )
-
-
-def _gzip(source: Path, target: Path) -> None:
-    with source.open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
-        shutil.copyfileobj(plain, packed, proof.CHUNK)
 
 
 def _publish(config: Config, packed: Path, manifest: Manifest) -> None:

@@ -97,6 +97,9 @@ COMMANDS = {
             ("--convert", {"action": "store_true", "help": "rewrite an adopted database once, so that it can"}),
         ),
     ),
+    "checkpoint": Command(
+        "maintenance:checkpoint", "move a grown write-ahead log into the database", lock=True, dry_run=True
+    ),
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),

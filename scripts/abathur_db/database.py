@@ -6,7 +6,7 @@ import os
 import pwd
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +17,9 @@ MAGIC = b"SQLite format 3\0"
 """First 16 bytes of every SQLite file (sqlite.org/fileformat.html, section 1.3)."""
 
 SIDECARS = ("-wal", "-shm")
+
+STEP_BYTES = 16 << 20
+"""Bytes that a snapshot copies between two reports of its progress."""
 
 RESTORE = "restore the newest backup, which keeps what is there aside: abathur-db restore latest"
 """The next step wherever a database is found corrupt."""
@@ -214,22 +217,59 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def snapshot(source: Path, target: Path, busy_timeout_ms: int) -> None:
-    """Copy a live database into a new file `target`, in one step: one read transaction, whole and consistent.
+def snapshot(source: Path, target: Path, busy_timeout_ms: int, done: Callable[[int], object] = lambda _: None) -> None:
+    """Copy a live database into a new file `target`: one read transaction, whole and consistent.
 
-    One step, because copying in pieces starts over at every write of another process (trap 7).
-    The copy is closed, in rollback-journal mode and alone: no -wal beside it.
+    The copy is closed, in rollback-journal mode and alone: no -wal beside it. It is not flushed to the
+    disk: whoever makes one reads it and throws it away. `done` is called with the number of bytes just copied.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with opened(source, busy_timeout_ms, read_only=True) as live, _translated(target, 0):
         copy = sqlite3.connect(target, isolation_level=None)
+        page = pragma(live, "page_size")
+        before = 0
+
+        def step(_: int, remaining: int, total: int) -> None:
+            nonlocal before
+            done((total - remaining - before) * page)
+            before = total - remaining
+
         try:
             copy.execute("PRAGMA synchronous = OFF")
-            live.backup(copy, pages=-1)
+            # Held over all steps: without it, copying in steps starts over at every write of
+            # another process (schema facts, trap 7).
+            live.execute("BEGIN")
+            live.execute("SELECT 1 FROM sqlite_master").fetchone()
+            live.backup(copy, pages=STEP_BYTES // page, progress=step, sleep=0)
+            live.execute("COMMIT")
             copy.execute("PRAGMA journal_mode = DELETE")
         finally:
             copy.close()
-    sync(target)
+
+
+def wal_bytes(path: Path) -> int:
+    """Return the size of a database's write-ahead log in bytes, 0 without one."""
+    try:
+        return sidecars(path)[0].stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def checkpoint(connection: sqlite3.Connection) -> bool:
+    """Move the write-ahead log into the database as far as readers allow, then cut it if nobody is in the way.
+
+    PASSIVE first: it waits for nobody and makes nobody wait. Only when that got everything is there
+    next to nothing left for TRUNCATE, which gives up at once when a reader or writer is there.
+    Returns whether the whole log was moved.
+    """
+    busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if busy or moved < pages:
+        return False
+    wait = pragma(connection, "busy_timeout")
+    connection.execute("PRAGMA busy_timeout = 0")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute(f"PRAGMA busy_timeout = {wait}")
+    return True
 
 
 def sync(path: Path) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 JOURNAL_SECONDS = 60
 """Outside a terminal nothing is said in the first minute, then a line each minute."""
-
-WATCH_SECONDS = 0.2
 
 
 def _meter(label: str, total: int) -> Any:
@@ -51,25 +47,3 @@ def shown(label: str, total: int) -> Iterator[Callable[[int], Any]]:
         return
     with meter:
         yield meter.update
-
-
-@contextmanager
-def watched(label: str, total: int, path: Path) -> Iterator[None]:
-    """Show work that SQLite does in one call, by the size of the file that it writes."""
-    done = threading.Event()
-
-    def watch(update: Callable[[int], Any]) -> None:
-        before = 0
-        while not done.wait(WATCH_SECONDS):
-            size = path.stat().st_size if path.exists() else before
-            update(max(size - before, 0))
-            before = max(size, before)
-
-    with shown(label, total) as update:
-        watcher = threading.Thread(target=watch, args=(update,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()

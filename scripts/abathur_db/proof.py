@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from abathur_db import catalog, database, host, progress, resources, schema
+from abathur_db import catalog, database, host, packing, resources, schema
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
-
-CHUNK = 1 << 20
-"""Bytes read at a time: memory stays flat whatever the size of the database."""
-
-ANOTHER = "take another one: abathur-db backups"
-"""The next step wherever a backup is found damaged."""
 
 
 @contextmanager
@@ -32,82 +22,6 @@ def scratch(config: Config, name: str) -> Iterator[Path]:
         yield path
 
 
-def sha256(path: Path, label: str) -> str:
-    """Return the SHA-256 of a file, read in chunks, with its progress shown."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, progress.shown(label, path.stat().st_size) as update:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            update(len(chunk))
-    return digest.hexdigest()
-
-
-@contextmanager
-def _plain(path: Path) -> Iterator[IO[bytes]]:
-    """Open a backup file for reading its plain bytes, by its suffix; raises Failure when it cannot be unpacked."""
-    if path.suffix == ".zst":
-        program = zstd()
-        with subprocess.Popen(
-            [program, "-q", "-d", "-c", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            try:
-                # Optional only for a Popen without pipes.
-                yield process.stdout  # type: ignore[misc]
-                said = process.stderr.read().decode(errors="replace").strip()  # type: ignore[union-attr]
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode != 0:
-            raise Failure(f"{path.name} cannot be unpacked: {said}", ANOTHER)
-    else:
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                # GzipFile reads as IO[bytes] does, without being one by type.
-                yield stream  # type: ignore[misc]
-        except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-            raise Failure(f"{path.name} cannot be unpacked: {error}", ANOTHER) from None
-
-
-def zstd() -> str:
-    """Return the path of the program zstd. Raises Failure when it is not installed."""
-    program = shutil.which("zstd")
-    if program is None:
-        raise Failure(
-            "the program zstd is not installed",
-            "apt-get install zstd, or set abathur_db_backup_compression to gzip",
-        )
-    return program
-
-
-def unpack(source: Path, target: Path, limit: int) -> str:
-    """Write the plain bytes of a backup file to a new file `target`; return their SHA-256.
-
-    Stops at more than `limit` bytes: what unpacks to more than it should is damaged, or a trap.
-    Raises Failure; `target` is then gone.
-    """
-    digest, written = hashlib.sha256(), 0
-    try:
-        with target.open("xb") as out, progress.shown("unpack", limit) as update, _plain(source) as stream:
-            while chunk := stream.read(CHUNK):
-                written += len(chunk)
-                if written > limit:
-                    raise Failure(f"{source.name} unpacks to more than {limit} bytes", ANOTHER)
-                digest.update(chunk)
-                out.write(chunk)
-                update(len(chunk))
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise Failure(
-            f"{source} cannot be unpacked to {target.parent}: {error.strerror or error}",
-            f"free space there: df -h {target.parent}",
-        ) from error
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    target.chmod(0o600)
-    return digest.hexdigest()
-
-
 def prove(config: Config, manifest: Manifest, target: Path) -> None:
     """Unpack a backup to a new file `target` and prove it against its manifest; `target` stays when it passed.
 
@@ -115,9 +29,9 @@ def prove(config: Config, manifest: Manifest, target: Path) -> None:
     """
     file = config.backup_directory / manifest.file
     host.require_free(target, manifest.plain_bytes + config.minimum_free_mb * host.MB, f"unpacking {manifest.id}")
-    if sha256(file, "hash") != manifest.sha256:
+    if packing.sha256(file) != manifest.sha256:
         raise _differs(manifest, f"the SHA-256 of {manifest.file} is not that of its manifest")
-    plain = unpack(file, target, manifest.plain_bytes)
+    plain = packing.unpack(file, target, manifest.plain_bytes)
     try:
         if plain != manifest.plain_sha256:
             raise _differs(manifest, f"the SHA-256 of {manifest.file} unpacked is not that of its manifest")
@@ -132,7 +46,7 @@ def prove(config: Config, manifest: Manifest, target: Path) -> None:
 def examine(connection: Any, path: Path, name: str) -> None:
     """Check a closed copy fully, and that it is a database of this schema. Raises Failure."""
     if found := database.problems(connection, full=True):
-        raise Failure(f"{name} is corrupt: {found[0]}", ANOTHER)
+        raise Failure(f"{name} is corrupt: {found[0]}", packing.ANOTHER)
     schema.plan_existing(connection, path)
 
 
@@ -149,7 +63,7 @@ def _compare(connection: Any, manifest: Manifest) -> None:
 
 
 def _differs(manifest: Manifest, what: str) -> Failure:
-    return Failure(f"backup {manifest.id} is damaged: {what}", ANOTHER)
+    return Failure(f"backup {manifest.id} is damaged: {what}", packing.ANOTHER)
 
 
 def verify(config: Config, which: str) -> Result:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, proof, schema
+from abathur_db import catalog, database, host, packing, proof, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
@@ -85,9 +85,9 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     if not path.is_file():
         raise Failure(f"there is no backup file {path}", "see what there is: abathur-db backups")
     free = host.free_bytes(staged) - config.minimum_free_mb * host.MB
-    proof.unpack(path, staged, max(free, 0))
+    packing.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
-        raise Failure(f"{path} is empty", proof.ANOTHER)
+        raise Failure(f"{path} is empty", packing.ANOTHER)
     with database.opened(staged, 0, immutable=True) as connection:
         proof.examine(connection, staged, str(path))
     _to_wal(staged)

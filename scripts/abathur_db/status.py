@@ -133,7 +133,7 @@ def wal_size(config: Config, size: int) -> Check:
         size <= config.wal_limit_mb * host.MB,
         f"at most {config.wal_limit_mb} MB",
         host.readable(size),
-        f"a reader may hold it open; find it: fuser -v {config.database}",
+        "move it into the database: abathur-db checkpoint",
     )
 
 
