@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,11 +42,9 @@ def backup(config: Config, dry_run: bool = False) -> Result:
             leftover.unlink(missing_ok=True)
         with progress.shown("copy", size) as done:
             database.snapshot(path, plain, config.busy_timeout_ms, done)
-        # Checked while it is packed: both only read the copy.
-        with ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(_facts, plain, full=config.backup_check == "full")
-            facts = packing.pack(plain, packed, config.backup_compression)
-            facts |= checked.result()
+        # One after the other, though they could run side by side: the application needs a processor too.
+        facts = _facts(plain, full=config.backup_check == "full")
+        facts |= packing.pack(plain, packed, config.backup_compression)
         identity = _identity(config, stamp)
         kept = Manifest(
             id=identity,

@@ -19,8 +19,11 @@ from abathur_db.result import Failure
 CHUNK = 1 << 20
 """Bytes read at a time: memory stays flat whatever the size of the database."""
 
-FLUSH = 8 << 20
+FLUSH = 2 << 20
 """Bytes written between two flushes to the disk: a writer's commit never waits behind more than that."""
+
+LEVEL = "-1"
+"""Of zstd: 9 % larger than its usual -3 on JSON rows, for 20 % less of the processor (README, Measured)."""
 
 ANOTHER = "take another one: abathur-db backups"
 """The next step wherever a backup is found damaged."""
@@ -101,7 +104,7 @@ def _gzip(sink: Sink, _: int) -> Iterator[Callable[[bytes], object]]:
 
 @contextmanager
 def _zstd(sink: Sink, size: int) -> Iterator[Callable[[bytes], object]]:
-    command = [zstd(), "-q", "-3", "-T0", "-c", f"--stream-size={size}"]
+    command = [zstd(), "-q", LEVEL, f"-T{_threads()}", "-c", f"--stream-size={size}"]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         ThreadPoolExecutor(1) as pool,
@@ -134,6 +137,11 @@ def _zstd(sink: Sink, size: int) -> Iterator[Callable[[bytes], object]]:
             f"zstd failed: {said or f'exit code {process.returncode}'}; nothing was kept of it",
             "see whether it works at all: zstd --version; free space: df -h",
         )
+
+
+def _threads() -> int:
+    """Return half of the processors, at least one: with all of them busy an application's commits wait."""
+    return max(len(os.sched_getaffinity(0)) // 2, 1) if hasattr(os, "sched_getaffinity") else 1
 
 
 def zstd() -> str:
