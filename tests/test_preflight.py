@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -10,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from abathur_db import host, preflight, schema, seed
+from abathur_db import host, preflight, runs, schema, seed
 from abathur_db.config import Config
-from abathur_db.result import Result
+from abathur_db.result import Failure, Result
 from databases import picture
 
 
@@ -38,8 +39,8 @@ def conf(conf: Config) -> Iterator[Config]:
     shutil.rmtree(home)
 
 
-def check(conf: Config, release: str = "") -> Result:
-    return preflight.preflight(conf, release)
+def check(conf: Config, release: str = "", state: str = "") -> Result:
+    return preflight.preflight(conf, release, state)
 
 
 def failed(result: Result) -> dict[str, str]:
@@ -63,6 +64,48 @@ def test_an_existing_database_is_looked_at_and_not_touched(conf: Config) -> None
     assert result.data["init"]["changed"] is False
     after = picture(conf.database.parent)
     assert {name: data for name, data in after.items() if not name.endswith(("-shm", "-wal"))} == before
+
+
+@pytest.fixture
+def deployed(conf: Config) -> Config:
+    """Make a database that a deploy has nothing to do about, and whose last validation was good."""
+    schema.init(conf)
+    seed.seed(conf)
+    run = {"command": "validate", "ok": True, "invocation": ""}
+    runs.record(conf.state_directory, run)
+    return conf
+
+
+def test_a_host_that_needs_nothing_is_current(deployed: Config) -> None:
+    assert check(deployed, state="{}").data["current"] is True
+
+
+def test_a_host_that_was_not_compared_is_never_current(deployed: Config) -> None:
+    assert check(deployed).data["current"] is False
+
+
+def test_a_host_that_differs_is_not_current_and_hears_how(deployed: Config) -> None:
+    state = {"host": {"users": ["nobody-of-this-name"]}}
+    result = check(deployed, state=json.dumps(state))
+    assert result.data["current"] is False
+    assert result.data["drift"]["host"] == ["the user or the group nobody-of-this-name does not exist"]
+    assert result.data["notes"][-1] == result.data["drift"]["host"][0]
+
+
+def test_a_host_whose_last_validation_failed_is_not_current(deployed: Config) -> None:
+    runs.record(deployed.state_directory, {"command": "validate", "ok": False, "invocation": ""})
+    assert check(deployed, state="{}").data["current"] is False
+
+
+def test_a_host_whose_last_deploy_was_cut_is_not_current(deployed: Config) -> None:
+    (deployed.install_directory / "kept.pending").mkdir(parents=True)
+    assert check(deployed, state="{}").data["current"] is False
+
+
+@pytest.mark.parametrize("state", ["no json", "[1]", "3"])
+def test_a_state_that_is_no_json_object_is_refused(conf: Config, state: str) -> None:
+    with pytest.raises(Failure, match="--state is not a JSON object"):
+        check(conf, state=state)
 
 
 def test_all_failures_are_in_one_report(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

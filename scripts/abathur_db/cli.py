@@ -140,7 +140,10 @@ COMMANDS = {
         "preflight:preflight",
         "check a host before a deploy, changing nothing",
         as_owner=False,
-        arguments=(("--release", {"default": "", "help": "the release that will be installed"}),),
+        arguments=(
+            ("--release", {"default": "", "help": "the release that will be installed"}),
+            ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
+        ),
     ),
     "alert": Command(
         "status:alert",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -11,18 +12,21 @@ from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
-from abathur_db import database, host, requirements, resources, schema, seed
+from abathur_db import database, drift, host, requirements, resources, runs, schema, seed
 from abathur_db import release as releases
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result, summarize
+from abathur_db.result import Check, Exit, Failure, Result, summarize
 
 
-def preflight(config: Config, release: str) -> Result:
+def preflight(config: Config, release: str, state: str) -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
 
     `release`: the name of the release that the deploy will install, empty when there is none.
+    `state`: what the host should be as JSON, empty when that is not asked; what differs is in the data (drift),
+    with `current`: whether a deploy has nothing to do at all, none was cut, and the last validation was good.
     """
     resources.preload()
+    drifted = drift.compare(_parsed(state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
     checks += [*_file_systems(config), *_paths(config)]
     data: dict[str, Any] = {
@@ -34,11 +38,31 @@ def preflight(config: Config, release: str) -> Result:
         checks.append(_planned(config, data))
         changes = any(data.get(step, {}).get("changed") for step in ("init", "seed"))
         exists = data.get("init", {}).get("data", {}).get("kind") != "create"
+        data["drift"] = drifted
+        data["unfinished"] = releases.unfinished(config)
+        todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"]]
+        data["current"] = bool(state) and not any(todo) and _validated(config)
         data["backup_needed"] = exists and (changes or (bool(release) and release != releases.current(config)))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
+    data["notes"] += [each for part in drifted.values() for each in part]
     data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)
     return Result("preflight", summary, checks=checks, data=data, hint=hint)
+
+
+def _parsed(state: str) -> dict[str, Any]:
+    try:
+        wanted = json.loads(state)
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        raise Failure(f"--state is not a JSON object: {state[:60]}", "let the deploy call this", Exit.USAGE)
+    return wanted
+
+
+def _validated(config: Config) -> bool:
+    last = runs.recorded(config.state_directory, "last", "validate")
+    return last is not None and bool(last["ok"])
 
 
 def _planned(config: Config, data: dict[str, Any]) -> Check:

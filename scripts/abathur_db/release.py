@@ -46,6 +46,11 @@ def current(config: Config) -> str | None:
     return os.readlink(link) if link.is_symlink() else None
 
 
+def unfinished(config: Config) -> bool:
+    """Tell whether a deploy began to change this host and was cut before its end."""
+    return _pending(config).exists()
+
+
 def record(folder: Path) -> dict[str, Any] | None:
     """Return the record of a kept release: release, backup, user_version, timers, time."""
     try:

@@ -28,6 +28,10 @@ options:
     description: The tool to run.
     type: path
     default: /usr/local/bin/abathur-db
+  optional:
+    description: Where the tool is not installed, say so (absent) instead of failing.
+    type: bool
+    default: false
   configuration:
     description: Text of the configuration, for a host whose file is not this deploy's yet.
     type: str
@@ -48,7 +52,7 @@ result:
   type: dict
 """
 
-READ_ONLY = ("status", "validate", "backups")
+READ_ONLY = ("status", "validate", "backups", "preflight")
 
 
 def main() -> None:
@@ -58,6 +62,7 @@ def main() -> None:
             "command": {"type": "str", "required": True},
             "arguments": {"type": "list", "elements": "str", "default": []},
             "executable": {"type": "path", "default": "/usr/local/bin/abathur-db"},
+            "optional": {"type": "bool", "default": False},
             "configuration": {"type": "str"},
         },
         supports_check_mode=True,
@@ -65,6 +70,8 @@ def main() -> None:
     command = module.params["command"]
     tool = module.params["executable"]
     if not os.path.exists(tool):
+        if module.params["optional"]:
+            module.exit_json(absent=True, msg=f"{tool} is not on this host yet")
         if module.check_mode:
             changed = command not in READ_ONLY
             module.exit_json(changed=changed, msg=f"would run abathur-db {command}, once it is installed")
