@@ -63,14 +63,19 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
 	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
 
-bench: venv ## measure our jobs against their peers, with SIZE=gigabytes (default 1)
+bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd
-	$(VENV)/python benchmarks/bench.py --size $(SIZE)
+	@mkdir -p docs
+	$(SUDO) env "PATH=$(PATH)" $(VENV)/python benchmarks/bench.py --size $(SIZE) $(ARGS)
 
 venv: .venv/lock ## install the pinned Python packages into .venv
 
 .venv/lock: requirements.txt
-	@.ci/venv $(PYTHON)
+	@.ci/venv $(PYTHON) .venv $<
+
+# The peers of `make bench` have an environment of their own.
+.cache/bench/lock: benchmarks/requirements.txt
+	@.ci/venv $(PYTHON) .cache/bench $<
 
 packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
@@ -81,6 +86,8 @@ packages-test: packages-host
 lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
 	  --upgrade requirements.in -o requirements.txt
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
+	  --upgrade benchmarks/requirements.in -o benchmarks/requirements.txt
 
 docs: venv ## write the README's generated tables anew
 	@$(VENV)/python scripts/docs.py
