@@ -1,7 +1,7 @@
 """`make bench`: our jobs and deploys beside each peer's way, in one run on one machine, as ratios.
 
-Prints a table of medians; the same goes to benchmarks/results.json, a chart to docs/bench.svg and the
-README's table between its marks. Absolute times are of the machine; the ratios are what counts.
+Prints a table of medians; the same goes to benchmarks/results.json, from which `make docs` takes the README's,
+and a chart to docs/. Absolute times are of the machine; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> tuple[list[figures.Figure], dict[float, dict[str, float]]]:
-    """Measure what the options ask for."""
-    found: list[figures.Figure] = []
+def measure(
+    options: argparse.Namespace, folder: Path
+) -> tuple[dict[str, list[figures.Figure]], dict[float, dict[str, float]]]:
+    """Measure the parts that the options ask for; return the figures of each, and seconds by size and work."""
+    found: dict[str, list[figures.Figure]] = {}
     costs: dict[float, dict[str, float]] = {}
     home, source = folder / "home", folder / "source.db"
     if "deploys" in options.parts:
-        found += deploys.measure(folder, options.rounds, say)
+        found["deploys"] = deploys.measure(folder, options.rounds, say)
     for size in [each for each in SCALES if each < options.size] if "scale" in options.parts else []:
         say(f"making {size:g} GB of rows")
         rows.generate(source, int(size * 1e9))
@@ -51,28 +53,32 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[figures.Fig
         say(f"making {options.size:g} GB of rows")
         rows.generate(source, int(options.size * 1e9))
     if "jobs" in options.parts:
-        found += jobs.measure(source, home, options.rounds, say)
+        found["jobs"] = jobs.measure(source, home, options.rounds, say)
     if "queries" in options.parts:
-        found += scale.queries(source, home, say)
+        found["queries"] = scale.queries(source, home, say)
     if "scale" in options.parts:
         costs[options.size] = scale.costs(source, home, say)
-    return [*found, *scale.growth(costs)], costs
+        found["scale"] = scale.growth(costs)
+    return found, costs
 
 
-def write(options: argparse.Namespace, found: list[figures.Figure], costs: dict[float, dict[str, float]]) -> None:
-    """Keep the results, those of each size apart, with a chart."""
+def write(
+    options: argparse.Namespace, found: dict[str, list[figures.Figure]], costs: dict[float, dict[str, float]]
+) -> None:
+    """Keep the results of the parts that were measured, those of each size apart, with a chart of all."""
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, SQLite {sqlite3.sqlite_version}"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     name = f"{options.size:g} GB"
-    results[name] = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "rounds": options.rounds,
-        "figures": [each.as_dict() for each in found],
-        "seconds_by_gigabytes": {f"{size:g}": each for size, each in costs.items()},
-    }
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    known = results.get(name, {"parts": {}, "seconds_by_gigabytes": {}})
+    for part, measured in found.items():
+        rows = [each.as_dict() for each in measured]
+        known["parts"][part] = {"time": stamp, "machine": machine, "rounds": options.rounds, "figures": rows}
+    if costs:
+        known["seconds_by_gigabytes"] = {f"{size:g}": each for size, each in costs.items()}
+    results[name] = known
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    chart = figures.chart(found, f"Abathur Ops at {name}, {machine}")
+    chart = figures.chart(figures.rows(known), f"Abathur Ops at {name}, {machine}")
     (ROOT / f"docs/bench-{options.size:g}gb.svg").write_text(chart)
 
 
@@ -82,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures our jobs and deploys against their peers.")
     parser.add_argument("--size", type=float, default=1, help="of the database in GB, default: 1")
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement, default: 3")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="default: all; else nothing is kept")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="default: all")
     parser.add_argument("--writer", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--crowd", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -94,9 +100,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="abathur-bench-") as folder:
         found, costs = measure(options, Path(folder))
-    print(figures.table(found))
-    if set(options.parts) == set(parts):
-        write(options, found, costs)
+    print(figures.table([each.as_dict() for part in found.values() for each in part]))
+    write(options, found, costs)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,12 @@ class Deploys:
 
     def remote(self, command: str) -> str:
         """Run a command on the host and return its output."""
+        return self.remote_bytes(command).decode()
+
+    def remote_bytes(self, command: str) -> bytes:
+        """Run a command on the host and return its output as it is."""
         host = testhost.state(HOST) or {}
-        return subprocess.run([*testhost.ssh_command(host), command], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*testhost.ssh_command(host), command], check=True, capture_output=True).stdout
 
     def ansible(self, playbook: Path, *arguments: str) -> float:
         """Run a playbook; return its seconds."""
@@ -83,7 +87,7 @@ class Deploys:
         for each in placed:
             target = files / each["path"].lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self.remote(f"cat {each['path']}"))
+            target.write_bytes(self.remote_bytes(f"cat {each['path']}"))
         owned = [
             {"path": path, "owner": "abathur", "mode": "700"}
             for path in ("/var/lib/abathur", "/var/backups/abathur", "/var/lib/abathur-db")

@@ -40,8 +40,13 @@ class Figure:
         """Whether the goal is reached; None without a goal."""
         if self.limit is None:
             return None
+        return self.share is not None and self.share <= 1 and not self.errors.get("ours", 0)
+
+    @property
+    def share(self) -> float | None:
+        """What was measured as a share of the goal: up to 1 it is reached. None without a goal."""
         value = self.ratio if self.to else self.ours
-        return value is not None and value <= self.limit and not self.errors.get("ours", 0)
+        return value / self.limit if self.limit and value is not None else None
 
     @property
     def goal(self) -> str:
@@ -60,6 +65,7 @@ class Figure:
             "peers": self.peers,
             "ratio": self.ratio,
             "goal": self.goal,
+            "share": self.share,
             "reached": self.reached,
             "errors": self.errors,
         }
@@ -71,26 +77,28 @@ def shown(value: float | None, unit: str, errors: int = 0) -> str:
     return f"{text}, {errors} errors" if errors else text
 
 
-def table(found: list[Figure]) -> str:
-    """Return the figures as a Markdown table."""
+def table(found: list[dict[str, Any]]) -> str:
+    """Return figures, as results.json holds them, as a Markdown table."""
     lines = ["| What | Ours | Peers | Ratio | Goal | Reached |", "| --- | --- | --- | --- | --- | --- |"]
     for each in found:
-        peers = "; ".join(f"{k}: {shown(v, each.unit, each.errors.get(k, 0))}" for k, v in each.peers.items())
-        over = each.ratio if each.to else each.ours / each.limit if each.limit else None
-        by = over / each.limit if each.to and over and each.limit else over
-        reached = {True: "yes", False: f"no, {by:.1f} times the goal" if by and by > 1 else "no", None: ""}[
-            each.reached
-        ]
-        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
-        ours = shown(each.ours, each.unit, each.errors.get("ours", 0))
-        lines.append(f"| {each.group}: {each.name} | {ours} | {peers} | {ratio} | {each.goal} | {reached} |")
+        unit, errors = each["unit"], each["errors"]
+        peers = "; ".join(f"{name}: {shown(value, unit, errors.get(name, 0))}" for name, value in each["peers"].items())
+        ratio = "" if each["ratio"] is None else f"{each['ratio']:.2f}"
+        reached = {True: "yes", False: f"no: {each['share']:.2f} of the goal", None: ""}[each["reached"]]
+        ours = shown(each["ours"], unit, errors.get("ours", 0))
+        lines.append(f"| {each['group']}: {each['name']} | {ours} | {peers} | {ratio} | {each['goal']} | {reached} |")
     return "\n".join(lines)
 
 
-def chart(found: list[Figure], title: str) -> str:
+def rows(known: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the figures of every part that results.json has of one size."""
+    return [each for part in known["parts"].values() for each in part["figures"]]
+
+
+def chart(found: list[dict[str, Any]], title: str) -> str:
     """Return an SVG bar chart: each figure with a goal as its share of that goal; up to 1 it is reached."""
     style = CleanStyle(font_family="sans-serif", colors=("#2a6f97", "#c1121f"), background="white")
-    shares = [(each, _share(each)) for each in found if each.limit is not None]
+    shares = [(f"{each['group']}: {each['name']}", each["share"]) for each in found if each["share"] is not None]
     bars = HorizontalBar(
         style=style,
         title=title,
@@ -104,11 +112,6 @@ def chart(found: list[Figure], title: str) -> str:
         truncate_label=-1,
         range=(0, 3),
     )
-    bars.x_labels = [f"{each.group}: {each.name}" for each, _ in reversed(shares)]
+    bars.x_labels = [name for name, _ in reversed(shares)]
     bars.add("", [{"value": share, "color": "#2a6f97" if share <= 1 else "#c1121f"} for _, share in reversed(shares)])
     return str(bars.render(is_unicode=True, disable_xml_declaration=True))
-
-
-def _share(each: Figure) -> float:
-    value = each.ratio if each.to else each.ours
-    return (value or 0) / (each.limit or 1)

@@ -26,7 +26,8 @@ BACKUPS = {
     "cp + gzip": 'cp "$db" "$db.copy" && gzip "$db.copy" && sync "$db.copy.gz"',
     "cp": 'cp "$db" "$db.copy" && sync "$db.copy"',
     "VACUUM INTO": 'sqlite3 "$db" "VACUUM INTO \'$db.copy\'"',
-    "sqlite3 .backup": 'sqlite3 "$db" ".backup \'$db.copy\'"',
+    # Starts over at every write: without a limit it would not end.
+    "sqlite3 .backup": 'timeout 30 sqlite3 "$db" ".backup \'$db.copy\'"',
     "litestream -once": f'{LITESTREAM} replicate -once "$db" "file://$db.replica"',
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import statistics
@@ -16,9 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITS_PER_SECOND = 100
-CAP_SECONDS = 300
-"""A peer that has not ended by then is stopped: `sqlite3 .backup` starts over at every write."""
-
 Job = Callable[[Path], subprocess.Popen[bytes]]
 
 
@@ -97,7 +93,7 @@ def under_load(path: Path, job: Job) -> Run:
         time.sleep(1)
         begun = time.monotonic()
         process = job(path)
-        ended, memory = _wait(process, begun)
+        ended, memory = _wait(process)
         seconds = time.monotonic() - begun
         time.sleep(0.3)
     finally:
@@ -138,23 +134,28 @@ class Largest:
         self._thread.join()
 
 
-def _wait(process: subprocess.Popen[bytes], begun: float) -> tuple[bool, int]:
-    """Wait for a job, at most CAP_SECONDS; return whether it ended well, and its memory in kB."""
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode != 0 and "abathur_db" in str(process.args):
-                said = process.stderr.read().decode() if process.stderr else ""
-                sys.exit(f"bench: {process.args!r} ended with {process.returncode}: {said}")
-            # A peer's failure is a result: `sqlite3 .backup` gives up under a writer.
-            return process.returncode == 0, usage.ru_maxrss
-        if time.monotonic() - begun > CAP_SECONDS:
-            os.killpg(process.pid, signal.SIGKILL)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return False, usage.ru_maxrss
-        time.sleep(0.01)
+def _wait(process: subprocess.Popen[bytes]) -> tuple[bool, int]:
+    """Wait for a job; return whether it ended well, and the most memory that it and its children had, in kB."""
+    most = 0
+    while process.poll() is None:
+        most = max(most, _memory(process.pid))
+        time.sleep(0.05)
+    said = process.stderr.read().decode() if process.stderr else ""
+    if process.returncode != 0 and "abathur_db" in str(process.args):
+        sys.exit(f"bench: {process.args!r} ended with {process.returncode}: {said}")
+    # A peer's failure is a result: `sqlite3 .backup` gives up under a writer.
+    return process.returncode == 0, most
+
+
+def _memory(pid: int) -> int:
+    """Return the resident memory of a process and its children in kB, 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    own = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return own + sum(_memory(int(child)) for child in children)
 
 
 def middle(runs: list[Run]) -> Run:

@@ -16,7 +16,8 @@ from figures import Figure
 from load import ROOT, ours, tool
 from rows import copied, settle
 
-SESSIONS = 50
+SESSIONS, PROCESSES = 50, 5
+"""Sessions in all, and the processes that they are in: 50 threads of one Python would wait for each other."""
 CROWD_SECONDS = 20
 TARGETS = {"session_by_id": 10, "memory_by_key": 20}
 OTHERS_MS = 50
@@ -72,29 +73,33 @@ def growth(measured: dict[float, dict[str, float]]) -> list[Figure]:
 
 
 def crowd(path: Path, out: Path) -> None:
-    """Let 50 sessions read and write for a while; write p99 in ms by query and the errors as JSON to `out`."""
+    """Let the sessions of one process read and write for a while; write the times in ms and the errors to `out`."""
     with database.opened(path, 5000, read_only=True) as connection:
         parameters = latency.samples(connection)
-    load = latency.measure(path, parameters, SESSIONS, CROWD_SECONDS, 5000)
-    p99 = {name: load.percentile(name, 0.99) for name in load.milliseconds}
-    out.write_text(json.dumps({"p99": p99, "errors": load.errors}))
+    load = latency.measure(path, parameters, SESSIONS // PROCESSES, CROWD_SECONDS, 5000)
+    out.write_text(json.dumps({"milliseconds": load.milliseconds, "errors": load.errors}))
 
 
 def _crowd_during(path: Path, job: str) -> dict[str, Any]:
-    """Run the crowd in a process of its own, and the job again and again until the crowd is done."""
-    out = path.with_suffix(".crowd")
+    """Run the crowd, and the job again and again until the crowd is done; return p99 in ms by query, and the errors."""
+    outs = [path.with_suffix(f".crowd{number}") for number in range(PROCESSES)]
     bench = Path(__file__).with_name("bench.py")
-    people = subprocess.Popen([sys.executable, bench, "--crowd", path, out], cwd=ROOT)
-    while people.poll() is None:
+    people = [subprocess.Popen([sys.executable, bench, "--crowd", path, out], cwd=ROOT) for out in outs]
+    while any(each.poll() is None for each in people):
         if job:
-            process = ours(job)(path)
-            process.communicate()
+            ours(job)(path).communicate()
         else:
             time.sleep(0.1)
-    if people.returncode != 0:
-        sys.exit(f"bench: the crowd during {job or 'no job'} ended with {people.returncode}")
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+    if any(each.returncode for each in people):
+        sys.exit(f"bench: the crowd during {job or 'no job'} failed")
+    whole = latency.Load(SESSIONS)
+    for out in outs:
+        found = json.loads(out.read_text())
+        whole.errors += found["errors"]
+        for name, times in found["milliseconds"].items():
+            whole.milliseconds[name] += times
+    p99 = {name: whole.percentile(name, 0.99) for name in whole.milliseconds}
+    return {"p99": p99, "errors": whole.errors}
 
 
 def queries(source: Path, home: Path, say: Callable[[str], None]) -> list[Figure]:

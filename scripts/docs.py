@@ -1,4 +1,4 @@
-"""Writes the README's generated parts anew: the variables from the roles, the commands from the tool.
+"""Writes the README's generated parts anew: variables from the roles, commands from the tool, figures as measured.
 
 Each part stands between <!-- name --> and <!-- /name -->; a test fails when the README is not up to date.
 """
@@ -6,6 +6,7 @@ Each part stands between <!-- name --> and <!-- /name -->; a test fails when the
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import yaml
 from abathur_db import cli
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import figures  # noqa: E402 - found only now
+
 README = ROOT / "README.md"
 
 
@@ -41,9 +46,33 @@ def commands() -> str:
     return "\n".join(lines)
 
 
+def measured() -> str:
+    """Return the figures of `make bench`, a table per size of the database, and what the work costs at each size."""
+    results = json.loads((ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))
+    parts = []
+    for size, found in results.items():
+        taken = [f"{name} {part['rounds']}" for name, part in found["parts"].items()]
+        last = max(found["parts"].values(), key=lambda part: part["time"])
+        parts.append(f"**{size}**, {last['machine']}, {last['time'][:10]}; rounds: {', '.join(taken)}.")
+        parts.append(figures.table(figures.rows(found)))
+        parts.append(f"![each figure as a share of its goal](docs/bench-{size.replace(' GB', 'gb')}.svg)")
+    return "\n\n".join([*parts, _costs(results)])
+
+
+def _costs(results: dict[str, Any]) -> str:
+    """Return the seconds of each piece of work by size, of the run that had the most sizes."""
+    costs = max((found["seconds_by_gigabytes"] for found in results.values()), key=len, default={})
+    if not costs:
+        return ""
+    lines = ["| Seconds at | " + " | ".join(f"{size} GB" for size in costs) + " |", "| --- |" + " --- |" * len(costs)]
+    for name in next(iter(costs.values())):
+        lines.append(f"| {name} | " + " | ".join(f"{each[name]:.2f}" for each in costs.values()) + " |")
+    return "\n".join(lines)
+
+
 def render(text: str) -> str:
     """Return the README's text with every generated part written anew. Raises ValueError for an absent part."""
-    for name, part in (("variables", variables()), ("commands", commands())):
+    for name, part in (("variables", variables()), ("commands", commands()), ("measured", measured())):
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"README.md has no part <!-- {name} --> … <!-- /{name} -->")

@@ -10,13 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import docs
 import jinja2
 import pytest
 import yaml
 from abathur_db import cli, config, resources
 from abathur_db.config import Config
 from databases import ROOT
+
+import docs
 
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 KINDS = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "dict": dict}

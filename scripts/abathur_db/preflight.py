@@ -12,7 +12,7 @@ from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
-from abathur_db import database, drift, host, requirements, resources, runs, schema, seed
+from abathur_db import database, drift, host, requirements, resources, runs, schema, seed, status
 from abathur_db import release as releases
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
@@ -23,7 +23,8 @@ def preflight(config: Config, release: str, state: str) -> Result:
 
     `release`: the name of the release that the deploy will install, empty when there is none.
     `state`: what the host should be as JSON, empty when that is not asked; what differs is in the data (drift),
-    with `current`: whether a deploy has nothing to do at all, none was cut, and the last validation was good.
+    with `current`: whether a deploy has nothing to do at all, none was cut, the last validation was good, and
+    the status is good now.
     """
     resources.preload()
     drifted = drift.compare(_parsed(state)) if state else {}
@@ -41,9 +42,11 @@ def preflight(config: Config, release: str, state: str) -> Result:
         data["drift"] = drifted
         data["unfinished"] = releases.unfinished(config)
         todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"]]
-        data["current"] = bool(state) and not any(todo) and _validated(config)
+        data["current"] = bool(state) and not any(todo) and _healthy(config, data)
         data["backup_needed"] = exists and (changes or (bool(release) and release != releases.current(config)))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
+    if data.get("current"):
+        data["notes"].append(f"nothing has to be changed; {data['status']}; prove it all again: playbooks/validate.yml")
     data["notes"] += [each for part in drifted.values() for each in part]
     data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)
@@ -60,9 +63,12 @@ def _parsed(state: str) -> dict[str, Any]:
     return wanted
 
 
-def _validated(config: Config) -> bool:
+def _healthy(config: Config, data: dict[str, Any]) -> bool:
+    """Tell whether the last validation and the status of now are good; what is not is validated again by the deploy."""
     last = runs.recorded(config.state_directory, "last", "validate")
-    return last is not None and bool(last["ok"])
+    now = status.status(config)
+    data["status"] = now.summary
+    return last is not None and bool(last["ok"]) and now.ok
 
 
 def _planned(config: Config, data: dict[str, Any]) -> Check:
