@@ -50,7 +50,7 @@ tool: venv ## build dist/abathur-db, the tool in one file
 	@$(VENV)/python scripts/build.py
 
 test: lint unit molecule ## run all checks and tests
-	@$(MAKE) --no-print-directory faults KILLS=20 CUTS=1 POINTS=1 LOAD=10
+	@$(MAKE) --no-print-directory faults KILLS=20 POINTS=1 LOAD=10 ARGS='-m "not machine"'
 
 lint: venv ## check style and types of Python, YAML, roles and shell
 	@.ci/packages shellcheck
@@ -69,7 +69,7 @@ molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCEN
 	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
 
 faults: venv packages-faults ## try to break it: KILLS=200, power CUTS=20, POINTS=20 of full disks, LOAD=600 seconds
-	$(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest faults
+	$(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest faults $(ARGS)
 
 bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd

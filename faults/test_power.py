@@ -20,6 +20,8 @@ from faults import hosts, moments
 from faults.hosts import DATABASE, DEPLOY, Host
 from faults.world import Ledger, end_group, next_release, until
 
+pytestmark = pytest.mark.machine
+
 CUTS = moments.number("CUTS", 1)
 ROWS = (
     "INSERT INTO memory_entries (namespace, key, value, memory_type) WITH RECURSIVE n (i) AS"

@@ -12,6 +12,8 @@ import testvm
 from faults.hosts import Host
 from faults.world import until
 
+pytestmark = pytest.mark.machine
+
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
 QUIET = 20
 """Seconds without a job at work, after which none is due any more: the jitter of this machine is 5 s."""
