@@ -10,13 +10,17 @@ INVENTORY ?=
 ARGS ?=
 COMMAND ?=
 SIZE ?= 1
+KILLS ?= 200
+CUTS ?= 20
+POINTS ?= 20
+LOAD ?= 600
 
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule bench lock docs clean packages-host packages-test
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench lock docs clean packages-host packages-test packages-faults
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -46,6 +50,7 @@ tool: venv ## build dist/abathur-db, the tool in one file
 	@$(VENV)/python scripts/build.py
 
 test: lint unit molecule ## run all checks and tests
+	@$(MAKE) --no-print-directory faults KILLS=20 POINTS=1 LOAD=10 ARGS='-m "not machine"'
 
 lint: venv ## check style and types of Python, YAML, roles and shell
 	@.ci/packages shellcheck
@@ -62,6 +67,9 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
 	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
+
+faults: venv packages-faults ## try to break it: KILLS=200, power CUTS=20, POINTS=20 of full disks, LOAD=600 seconds
+	$(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest faults $(ARGS)
 
 bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd
@@ -82,6 +90,9 @@ packages-host:
 
 packages-test: packages-host
 	@.ci/packages podman runc zstd
+
+packages-faults: packages-host
+	@.ci/packages strace zstd mkfs.ext4:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils
 
 lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \

@@ -245,3 +245,19 @@ def test_what_a_writer_left_that_died_in_the_middle_is_rolled_back_and_backed_up
         pass
     assert database.files(conf.database)[-1].stat().st_size > 0
     assert backup.backup(conf).data["rows"]["memory_entries"] == 50
+
+
+def test_a_backup_whose_run_was_killed_before_its_manifest_was_named_goes_with_the_next_run(conf: Config) -> None:
+    finished = backup.backup(conf).data
+    killed = backup.backup(conf).data
+    manifest = conf.backup_directory / f"abathur_{killed['id']}.json"
+    manifest.rename(manifest.with_name(f".{manifest.name}.partial"))
+    beside = conf.backup_directory / f".abathur_{finished['id']}.json.partial"
+    beside.write_text("")
+    foreign = conf.backup_directory / "abathur_20200101_000000.db.zst"
+    foreign.write_text("of somebody else: nothing says that it is unfinished")
+    made = backup.backup(conf).data
+    there = {each.name for each in conf.backup_directory.iterdir()}
+    assert there == {
+        f"abathur_{each['id']}{suffix}" for each in (finished, made) for suffix in (".db.zst", ".json")
+    } | {foreign.name}

@@ -150,3 +150,8 @@ def test_sizes_are_said_in_units_that_fit() -> None:
         "1.5 MB",
         "10.0 GB",
     ]
+
+
+def test_the_time_since_the_start_grows() -> None:
+    before = host.seconds_since_boot()
+    assert 0 < before <= host.seconds_since_boot()

@@ -186,7 +186,8 @@ def test_the_application_and_missing_packages_are_reported(conf: Config, monkeyp
     monkeypatch.setattr(host, "unit_properties", lambda *_: shown)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     data = check(replace(conf, application_units=["abathur.service"])).data
-    assert data["application_units"] == [{"name": "abathur.service", "active": True, "enabled": False}]
+    unit = {"name": "abathur.service", "active": True, "enabled": False, "stopped": False}
+    assert data["application_units"] == [unit]
     assert data["missing_packages"] == ["zstd"]
     assert check(replace(conf, backup_compression="gzip")).data["missing_packages"] == []
 
@@ -200,3 +201,13 @@ def test_a_backup_is_needed_where_the_database_or_the_tool_will_change(conf: Con
     conf.install_directory.mkdir()
     (conf.install_directory / "current").symlink_to("new")
     assert not check(conf, "new").data["backup_needed"]
+
+
+def test_an_application_that_a_cut_deploy_had_stopped_is_reported(conf: Config) -> None:
+    conf.install_directory.mkdir()
+    note = conf.install_directory / "stopped.json"
+    note.write_text('["abathur.service"]')
+    assert check(replace(conf, application_units=["abathur.service"])).data["application_units"][0]["stopped"]
+    # As a power cut may leave it.
+    note.write_text("")
+    assert not check(replace(conf, application_units=["abathur.service"])).data["application_units"][0]["stopped"]

@@ -176,11 +176,16 @@ def test_a_drill_without_any_backup_fails(conf: Config) -> None:
     assert (result.ok, result.checks[0].measured) == (False, "no verified backup")
 
 
-def test_a_drill_fails_when_the_newest_backup_is_too_old(conf: Config) -> None:
+@pytest.mark.parametrize(("up", "ok"), [(7200.0, False), (60.0, True)], ids=["up for long", "just started"])
+def test_a_drill_fails_when_the_newest_backup_is_too_old_but_not_while_a_missed_one_is_made_up_for(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, up: float, ok: bool
+) -> None:
+    monkeypatch.setattr(host, "seconds_since_boot", lambda: up)
     identity = backup.backup(conf).data["id"]
     edit(conf, identity, created="2026-01-01T00:00:00+00:00")
     result = proof.drill(conf)
-    assert {check.id: check.ok for check in result.checks} == {"restore": True, "backup_age": False}
+    assert {check.id: check.ok for check in result.checks} == {"restore": True, "backup_age": ok}
+    assert result.checks[1].hint.startswith("make one: systemctl start abathur-db@backup")
 
 
 def test_a_full_disk_while_unpacking_leaves_nothing(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,3 +250,10 @@ def test_a_load_really_reads_and_writes_with_every_session(conf: Config, tmp_pat
     assert sum(map(len, load.milliseconds.values())) > 20
     assert value(copy, "SELECT count(DISTINCT namespace) FROM memory_entries WHERE namespace LIKE 'validation:%'") == 5
     assert sqlite3.connect(copy).execute("PRAGMA quick_check").fetchone() == ("ok",)
+
+
+def test_a_host_so_slow_that_a_query_was_never_asked_is_judged_by_the_others() -> None:
+    load = latency.Load(2)
+    load.milliseconds["session_by_id"] = [1.0, 2.0]
+    assert load.milliseconds["next_task"] == []
+    assert load.p99 == 2.0

@@ -60,9 +60,9 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def tree(suite: str) -> Path:
+def tree(suite: str, packages: tuple[str, ...] = PACKAGES) -> Path:
     """Return the cached root tree of a Debian suite, built first when its recipe is new."""
-    recipe = hashlib.sha256(repr((suite, PACKAGES)).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256(repr((suite, packages)).encode()).hexdigest()[:12]
     target = CACHE / "trees" / f"{suite}-{recipe}"
     with locked(f"tree-{suite}"):
         if not target.exists():
@@ -71,7 +71,7 @@ def tree(suite: str) -> Path:
             if partial.exists():
                 shutil.rmtree(partial)
             partial.parent.mkdir(parents=True, exist_ok=True)
-            run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", suite, partial)
+            run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}", suite, partial)
             # Unmasked by default, these wait for a network that an nspawn host shares with the machine.
             for unit in ("systemd-networkd-wait-online.service", "apt-daily.timer", "apt-daily-upgrade.timer"):
                 (partial / "etc/systemd/system" / unit).symlink_to("/dev/null")

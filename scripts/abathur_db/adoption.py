@@ -18,7 +18,7 @@ def remember(state_directory: Path, violations: dict[str, int]) -> None:
     """Keep the number of violating rows per table, as found before the adoption."""
     state_directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"time": runs.now(), "foreign_key_violations": violations}, indent=2)
-    runs.write_whole(state_directory / FILE, text + "\n")
+    runs.write_whole(state_directory / FILE, text + "\n", durable=True)
 
 
 def accepted(state_directory: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, host, packing, progress, release, retention, runs
+from abathur_db import __version__, catalog, database, host, packing, progress, release, retention
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
@@ -38,7 +38,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     packed = config.backup_directory / f".{catalog.PREFIX}new.packed.partial"
     partials = [*database.files(plain), packed]
     try:
-        for leftover in partials:
+        for leftover in [*partials, *_unfinished(config)]:
             leftover.unlink(missing_ok=True)
         with progress.shown("copy", size) as done:
             database.snapshot(path, plain, config.busy_timeout_ms, done)
@@ -115,9 +115,29 @@ def _identity(config: Config, stamp: datetime) -> str:
     return identity
 
 
+def _unfinished(config: Config) -> list[Path]:
+    """Return what a run that was killed while it named its backup has left: the file, then its manifest's partial.
+
+    Only the partial says that the file is ours to delete; so it goes last.
+    """
+    found: list[Path] = []
+    for partial in sorted(config.backup_directory.glob(f".{catalog.PREFIX}*.json.partial")):
+        name = partial.name.removeprefix(".").removesuffix(".partial")
+        if catalog.NAME.fullmatch(name) and not (config.backup_directory / name).exists():
+            stem = name.removesuffix(".json")
+            found += [config.backup_directory / f"{stem}{suffix}" for suffix in catalog.SUFFIXES.values()]
+        found.append(partial)
+    return found
+
+
 def _publish(config: Config, packed: Path, manifest: Manifest) -> None:
-    # The manifest comes last: a file without one does not count as a backup.
+    # The manifest comes last: a file without one does not count as a backup. Until then its partial
+    # names the file as unfinished, so that a run that is killed in between leaves nothing for good.
+    final = config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json"
+    partial = final.with_name(f".{final.name}.partial")
+    partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    database.sync(partial)
     os.replace(packed, config.backup_directory / manifest.file)
     database.sync(config.backup_directory)
-    text = json.dumps(asdict(manifest), indent=2) + "\n"
-    runs.write_whole(config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json", text, durable=True)
+    os.replace(partial, final)
+    database.sync(config.backup_directory)

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace) -> Result:
     recording = command.recorded and changes
     begun = time.monotonic()
     try:
-        with lock if command.lock and changes else nullcontext():
+        with _host_trouble(), lock if command.lock and changes else nullcontext():
             result = function(settings, **passed)
     except Failure as failure:
         if recording:
@@ -219,6 +219,17 @@ def _run(options: argparse.Namespace) -> Result:
     if recording:
         _record(settings, result, begun)
     return result
+
+
+@contextmanager
+def _host_trouble() -> Iterator[None]:
+    """Turn what a host does to any program, a full disk for one, into a Failure."""
+    try:
+        yield
+    except OSError as error:
+        if failure := host.trouble(error):
+            raise failure from error
+        raise
 
 
 def _configuration(options: argparse.Namespace) -> Config:

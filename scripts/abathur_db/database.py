@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from abathur_db import host
 from abathur_db.result import Exit, Failure
 
 MAGIC = b"SQLite format 3\0"
@@ -338,4 +339,9 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error
-        raise Failure(f"SQLite failed on {path}: {error}", f"look at it: ls -la {path.parent}") from error
+        # SQLite itself says "unable to open database file" or "disk I/O error" of all of these.
+        why = host.condition(path.parent)
+        raise Failure(
+            f"SQLite failed on {path}: {error}" + (f"; {why}" if why else ""),
+            f"look at it: ls -la {path.parent}; df -h {path.parent}; df -i {path.parent}",
+        ) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,43 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs"}
 )
 """SQLite's WAL needs memory shared by all processes, which these do not give (sqlite.org/wal.html, section 2.2)."""
+
+TROUBLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EFBIG, errno.EISDIR, errno.ESTALE}
+)
+"""Errors that a host can have at any call that touches a file or starts a program: no defect of the tool."""
+
+
+def trouble(error: OSError) -> Failure | None:
+    """Return an error of the host as a Failure, None for one that a defect of the tool may have caused."""
+    if error.errno not in TROUBLE:
+        return None
+    place = Path(error.filename) if isinstance(error.filename, str) else None
+    what = f"{place} cannot be written or read" if place else "a file cannot be written or read"
+    where = existing(place.parent) if place else "/"
+    look = {
+        errno.ENOSPC: f"free space or inodes there: df -h {where}; df -i {where}",
+        errno.EDQUOT: "raise the quota of the database's owner, or free space: quota",
+        errno.EROFS: f"make it writable: findmnt --target {where}",
+    }
+    hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
+    return Failure(f"{what}: {error.strerror}; what was there before is as it was", hint)
+
+
+def condition(directory: Path) -> str:
+    """Return what is wrong with a file system that failed: read-only, out of space or of inodes; empty for nothing."""
+    try:
+        found = os.statvfs(existing(directory))
+    except OSError as error:
+        return f"{directory} cannot be reached: {error.strerror}"
+    free = found.f_bavail * found.f_frsize
+    if found.f_flag & os.ST_RDONLY:
+        return "its file system is read-only"
+    if found.f_files and not found.f_favail:
+        return "its file system has no inodes left"
+    # What SQLite allocates at once, a -shm of 32 kB for one, did not fit.
+    return f"its file system has {readable(free)} free" if free < MB else ""
 
 
 def become(owner: str) -> None:
@@ -50,6 +89,11 @@ def become(owner: str) -> None:
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
     os.environ.update(HOME=account.pw_dir, USER=owner, LOGNAME=owner)
+
+
+def seconds_since_boot() -> float:
+    """Return for how long this machine has been up, in seconds; where there is no such clock, without its sleep."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def readable(size: int) -> str:
@@ -147,6 +191,9 @@ def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             answer = {"value": work()}
         except Failure as failure:
             answer = {"failure": str(failure), "hint": failure.hint, "code": failure.code}
+        except OSError as error:
+            if failed := trouble(error):
+                answer = {"failure": str(failed), "hint": failed.hint, "code": failed.code}
         finally:
             os.write(writing, json.dumps(answer).encode())
             os._exit(0)

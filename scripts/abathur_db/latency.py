@@ -37,8 +37,8 @@ class Load:
 
     @property
     def p99(self) -> float:
-        """The worst query's 99th percentile in ms."""
-        return max(self.percentile(query, 0.99) for query in self.milliseconds)
+        """The worst query's 99th percentile in ms; a slow host may not have come to every query."""
+        return max(self.percentile(query, 0.99) for query, found in self.milliseconds.items() if found)
 
 
 def samples(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:

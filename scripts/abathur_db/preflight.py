@@ -32,7 +32,7 @@ def preflight(config: Config, release: str, state: str) -> Result:
     checks += [*_file_systems(config), *_paths(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
-        "application_units": [_unit(name) for name in config.application_units],
+        "application_units": [_unit(config, name) for name in config.application_units],
     }
     paths_are_sound = all(check.ok for check in checks)
     if paths_are_sound:
@@ -92,13 +92,14 @@ def _owner_exists(config: Config) -> bool:
     return True
 
 
-def _unit(name: str) -> dict[str, str | bool]:
-    """Tell of an application's unit whether it runs, and whether it is meant to run."""
+def _unit(config: Config, name: str) -> dict[str, str | bool]:
+    """Tell of an application's unit whether it runs, is meant to run, or was stopped by a run that was cut."""
     found = host.unit_properties(name, "ActiveState", "UnitFileState")
     return {
         "name": name,
         "active": found.get("ActiveState") in ("active", "activating", "reloading"),
         "enabled": found.get("UnitFileState") == "enabled",
+        "stopped": name in releases.stopped(config),
     }
 
 

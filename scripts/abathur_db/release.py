@@ -22,6 +22,8 @@ from abathur_db.result import Failure, Result
 ETC = Path("/etc")
 UNITS = "systemd/system"
 RECORD = "record.json"
+STOPPED = "stopped.json"
+"""Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
 RUNNING = ("active", "activating", "reloading")
 
 
@@ -91,7 +93,11 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
     # Readable for the owner's jobs: pruning spares the backup named in it.
     partial.chmod(0o755)
     (partial / RECORD).chmod(0o644)
+    # On the disk before it counts: a rollback must not return to files that a power cut has emptied.
+    for each in [*partial.rglob("*"), partial]:
+        database.sync(each)
     partial.rename(_pending(config))
+    database.sync(config.install_directory)
     # Not a change of the host that an operator would look for.
     return Result("keep", f"kept release {running}", data=kept)
 
@@ -170,7 +176,7 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
         parts += [said["summary"]] if source else ["the database stays as it is"]
         return Result("rollback", "; ".join(parts), changed=True, data={"source": source or None, "done": []})
     done: list[str] = []
-    stopped = _stop(config, needed=bool(source))
+    units = _stop(config, needed=bool(source))
     try:
         if source:
             keep_rows = not to and not lose_rows
@@ -182,9 +188,9 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     except BaseException:
         # The error that began it is the one to tell.
         with contextlib.suppress(Failure):
-            _start(config, stopped)
+            _start(config, units)
         raise
-    _start(config, stopped)
+    _start(config, units)
     if folder == _pending(config) and target:
         _close(config, failed_deploy)
     return Result(
@@ -264,6 +270,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     for name in sorted(wanted):
         partial = ETC / name.with_name(f".{name.name}.partial")
         _copy(folder / "etc" / name, partial)
+        database.sync(partial)
         partial.rename(ETC / name)
     link = config.install_directory / ".current.partial"
     link.unlink(missing_ok=True)
@@ -275,20 +282,31 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     return [f"returned to release {former['release']}"]
 
 
+def _note(config: Config) -> Path:
+    return config.install_directory / STOPPED
+
+
+def stopped(config: Config) -> list[str]:
+    """Return the units that a deploy or a rollback has stopped and not started again: it was cut in between."""
+    try:
+        found: list[str] = json.loads(_note(config).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return found
+
+
 def _stop(config: Config, *, needed: bool) -> list[str]:
     """Stop the application when needed; return the units to start again, also those that a killed run had stopped."""
-    note = config.install_directory / "stopped.json"
-    before: list[str] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
     units = config.application_units
     active = [each for each in units if host.unit_properties(each, "ActiveState").get("ActiveState") in RUNNING]
-    stopped = sorted({*before, *(active if needed else [])})
-    if stopped and needed:
-        runs.write_whole(note, json.dumps(stopped), durable=True)
-        host.control("stop", *stopped)
-    return stopped
+    names = sorted({*stopped(config), *(active if needed else [])})
+    if names and needed:
+        runs.write_whole(_note(config), json.dumps(names), durable=True)
+        host.control("stop", *names)
+    return names
 
 
-def _start(config: Config, stopped: list[str]) -> None:
-    if stopped:
-        host.control("start", *stopped)
-        (config.install_directory / "stopped.json").unlink()
+def _start(config: Config, names: list[str]) -> None:
+    if names:
+        host.control("start", *names)
+        _note(config).unlink()

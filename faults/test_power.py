@@ -1,0 +1,166 @@
+"""Power cuts on a whole machine: what it has not flushed is gone; the same command run again ends well, no row is lost.
+
+The writers' rows count when their ids have arrived here, outside of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import testhost
+import testvm
+
+from faults import hosts, moments
+from faults.hosts import DATABASE, DEPLOY, Host
+from faults.world import Ledger, end_group, next_release, until
+
+pytestmark = pytest.mark.machine
+
+CUTS = moments.number("CUTS", 1)
+ROWS = (
+    "INSERT INTO memory_entries (namespace, key, value, memory_type) WITH RECURSIVE n (i) AS"
+    " (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000)"
+    " SELECT 'user:1', 'key' || hex(randomblob(8)), '\"' || hex(randomblob(500)) || '\"', 'semantic' FROM n"
+)
+
+
+@contextmanager
+def writers(host: Host, folder: Path) -> Iterator[Ledger]:
+    """Let writers work on the machine; what they report through ssh is kept here."""
+    ledger, known = Ledger(folder), testhost.state(host.name)
+    assert known is not None
+    before = len(ledger.acknowledged())
+    unit = "systemd-run --quiet --pipe --wait --collect --unit=writers --uid=abathur"
+    command = f"{unit} python3 /opt/writers.py {DATABASE} 3 0.05"
+    with ledger.rows.open("a") as rows, ledger.faults.open("a") as faults:
+        process = subprocess.Popen(
+            [*testhost.ssh_command(known), command],
+            stdin=subprocess.DEVNULL,
+            stdout=rows,
+            stderr=faults,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: len(ledger.acknowledged()) > before + 3, "the writers begin")
+        yield ledger
+    finally:
+        if testhost.alive(host.name):
+            host.run("systemctl stop writers.service")
+            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def more_rows(host: Host) -> None:
+    host.write("/tmp/rows.sql", ROWS)
+    program = f"import sqlite3; c = sqlite3.connect('{DATABASE}'); c.executescript(open('/tmp/rows.sql').read())"
+    host.good(f'chmod 644 /tmp/rows.sql; runuser -u abathur -- python3 -c "{program}"')
+
+
+def free_pages(host: Host) -> None:
+    more_rows(host)
+    sql = "DELETE FROM memory_entries WHERE id % 3 > 0 AND key LIKE 'key%'"
+    program = f"import sqlite3; c = sqlite3.connect('{DATABASE}'); c.execute(\\\"{sql}\\\"); c.commit()"
+    host.good(f'runuser -u abathur -- python3 -c "{program}"')
+
+
+def a_backup(host: Host) -> None:
+    assert host.tool("backup")["ok"]
+
+
+KINDS: dict[str, tuple[Callable[[Host], None], str, bool]] = {
+    # What it finds, the command, whether writers are at work meanwhile.
+    "backup": (more_rows, "abathur-db backup", True),
+    "vacuum": (free_pages, "abathur-db vacuum", True),
+    "restore": (a_backup, "abathur-db restore latest", False),
+    "prune": (a_backup, "abathur-db prune", True),
+}
+ORDER = ("backup", "restore", "vacuum", "deploy", "backup", "restore", "deploy", "vacuum", "prune", "deploy")
+
+
+def is_whole(host: Host, ledger: Ledger) -> None:
+    """Check that no acknowledged row is gone, that the database is sound, and what counts as a backup proven."""
+    assert ledger.acknowledged() - host.sessions() == set()
+    assert host.ask("PRAGMA integrity_check") == "ok"
+    assert host.tool("integrity-check")["ok"]
+    counted = [each for each in host.tool("backups")["data"]["backups"] if each["counts"]]
+    for each in counted[:3]:
+        assert host.tool("verify", each["id"])["ok"]
+    host.good("flock --nonblock /var/lib/abathur-db/lock true")
+    assert host.good("find /var/lib/abathur /var/backups/abathur /opt/abathur-db /etc/systemd -name '*partial*'") == ""
+
+
+def release(folder: Path, number: int) -> Path:
+    """Return a checkout of a release of its own; each migrates a database of the release of now."""
+    root = next_release(folder / f"release{number}")
+    with (root / "scripts/abathur_db/__init__.py").open("a") as stream:
+        stream.write(f"# release {number}\n")
+    return root
+
+
+@pytest.mark.parametrize("number", range(CUTS))
+def test_after_a_power_cut_the_same_command_ends_well_and_no_acknowledged_row_is_gone(
+    machine: Host, tmp_path: Path, number: int
+) -> None:
+    kind, draw = ORDER[number % len(ORDER)], moments.chance("power", number)
+    if kind == "deploy":
+        a_deploy_is_cut(machine, tmp_path, number, draw.uniform(5, 100))
+        return
+    prepare, command, at_work = KINDS[kind]
+    prepare(machine)
+    with writers(machine, tmp_path) as ledger:
+        if at_work:
+            strike(machine, command, draw.uniform(0, 8))
+    if not at_work:
+        strike(machine, command, draw.uniform(0, 8))
+    testvm.boot(machine.name)
+    machine.good(command)
+    is_whole(machine, ledger)
+
+
+def strike(machine: Host, command: str, moment: float) -> None:
+    """Start a command on the machine, and cut its power after `moment` seconds."""
+    known = testhost.state(machine.name)
+    assert known is not None
+    process = subprocess.Popen(
+        [*testhost.ssh_command(known), command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(moment)
+    over = process.poll()
+    testvm.cut(machine.name)
+    end_group(process)
+    state = "at work" if over is None else f"ended with {over}"
+    print(f"SEED={moments.SEED}: {command}: power cut {moment:.1f} s after its start, {state}")
+
+
+def a_deploy_is_cut(machine: Host, folder: Path, number: int, moment: float) -> None:
+    """Cut the power during a deploy of a next release; the next deploy finishes it."""
+    root = release(folder, number)
+    with writers(machine, folder) as ledger:
+        pass
+    with hosts.inventory(machine.name) as path:
+        process = hosts.playbook(path, "deploy.yml", *DEPLOY, root=root)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        testvm.cut(machine.name)
+        end_group(process)
+        print(f"SEED={moments.SEED}: deploy: power cut {moment:.1f} s after its start")
+        testvm.boot(machine.name)
+        hosts.ended_well(hosts.playbook(path, "deploy.yml", *DEPLOY, root=root))
+    assert machine.ask("PRAGMA user_version") == "2"
+    is_whole(machine, ledger)
+    status = machine.tool("status")
+    assert status["ok"], status["summary"]
