@@ -249,7 +249,7 @@ def _record(settings: Config, result: Result, begun: float) -> None:
     try:
         # As the owner also where root ran it: nothing of root's belongs in the owner's directory.
         host.as_owner(settings.owner, write)
-    except OSError as error:
+    except (OSError, Failure) as error:
         print(f"abathur-db: the result could not be kept in {settings.state_directory}: {error}", file=sys.stderr)
 
 
@@ -258,8 +258,16 @@ def _print(result: Result, as_json: bool) -> None:
         print(json.dumps(result.as_dict()))
         return
     for line in result.report():
-        print(line)
+        print(_printable(line))
     stream = sys.stdout if result.ok else sys.stderr
-    print(f"{result.command}: {result.summary}", file=stream)
+    print(_printable(f"{result.command}: {result.summary}"), file=stream)
     if result.hint:
-        print(f"hint: {result.hint}", file=stream)
+        print(_printable(f"hint: {result.hint}"), file=stream)
+
+
+def _printable(line: str) -> str:
+    """Return a line with control characters spelt out: names in a database and on a disk can hold any.
+
+    A terminal would obey them, and a journal would show a line that nobody said.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

@@ -114,11 +114,18 @@ def _refuse_orphaned_log(path: Path) -> None:
 
 
 def _check_owner(path: Path) -> None:
-    for each in [path, *sidecars(path)]:
+    for each in files(path):
         try:
-            owner = os.lstat(each).st_uid
+            found = os.lstat(each)
         except FileNotFoundError:
             continue
+        if not stat.S_ISREG(found.st_mode):
+            raise Failure(
+                f"{each} is not a regular file, as a file of SQLite is",
+                f"find out who put it there (ls -la {each.parent}), stop the application, "
+                f"then move it away: mv {each} {each}.planted",
+            )
+        owner = found.st_uid
         if owner != os.geteuid():
             me = user_name(os.geteuid())
             raise Failure(
