@@ -156,6 +156,9 @@ CONFIGURATION = {
         f"has backup_directory = '/srv/a\\nUser=root', which is not {PATHS}", backup_directory="/srv/a\nUser=root"
     ),
     "a number as path": faulty(f"has database = 5, which is not {PATHS}", database=5),
+    "a path with two slashes at its beginning": faulty(
+        f"has database = '//etc/abathur.db', which is not {PATHS}", database="//etc/abathur.db"
+    ),
     "the root directory as database": faulty(f"has database = '/', which is not {PATHS}", database="/"),
     "a database right in /": of_the_system("database", "/abathur.db", "/"),
     "a database right in /etc": of_the_system("database", "/etc/abathur.db", "/etc"),

@@ -39,7 +39,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     partials = [*database.files(plain), packed]
     try:
         for leftover in partials:
-            leftover.unlink(missing_ok=True)
+            guarded.clear(leftover)
         with progress.shown("copy", size) as done:
             database.snapshot(path, plain, config.busy_timeout_ms, done)
         # One after the other, though they could run side by side: the application needs a processor too.

@@ -143,6 +143,7 @@ COMMANDS = {
         arguments=(
             ("--release", {"default": "", "help": "the release that will be installed"}),
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
+            ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
         ),
     ),
     "alert": Command(

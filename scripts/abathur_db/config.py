@@ -22,8 +22,9 @@ SHARED_DIRECTORIES = "shared-directories.txt"
 
 LARGEST = 2**31 - 1
 """SQLite takes its busy timeout as a C int (sqlite.org/c3ref/busy_timeout.html); no setting needs more."""
-PATH = re.compile(r"/[^\x00-\x1f\x7f\"\\]+")
-"""Without the characters that would mean something in a systemd unit, where the paths stand as well."""
+PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f\"\\]+")
+"""Without the characters that would mean something in a systemd unit, where the paths stand as well; and with one
+slash at the beginning, because two are a place of their own to POSIX, and to Path."""
 UNIT = re.compile(r"[\w:.@\\][\w:.@\\-]*", re.ASCII)
 """Characters of systemd.unit(5); no leading dash, which systemctl would take for an option."""
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from abathur_db import guarded
 from abathur_db.result import Exit, Failure
 
 MAGIC = b"SQLite format 3\0"
@@ -39,7 +40,7 @@ def files(path: Path) -> list[Path]:
 def throwaway(path: Path) -> Iterator[Path]:
     """Lend a path for a database that is gone at the end; what a killed run left there goes first."""
     for leftover in files(path):
-        leftover.unlink(missing_ok=True)
+        guarded.clear(leftover)
     try:
         yield path
     finally:

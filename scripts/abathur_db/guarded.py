@@ -54,9 +54,22 @@ def opened(path: Path, flags: int) -> int:
     raise _planted(path, what)
 
 
+def clear(path: Path) -> None:
+    """Delete what a killed run left at a path, or what was planted there; a directory is nobody's leftover.
+
+    Raises Failure for a directory, OSError as unlink(2) does.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        if not path.is_dir():
+            raise
+        raise _planted(path, "is a directory") from None
+
+
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is new whatever was at `path`. Raises OSError, also when a directory is there."""
-    path.unlink(missing_ok=True)
+    """Write a file that is new whatever was at `path`. Raises Failure when a directory is there, and OSError."""
+    clear(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
