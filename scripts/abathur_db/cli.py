@@ -212,7 +212,7 @@ def _run(options: argparse.Namespace) -> Result:
     begun = time.monotonic()
     try:
         with lock if command.lock and changes else nullcontext():
-            result = function(settings, **passed)
+            result = _expected(function, settings, passed)
     except Failure as failure:
         if recording:
             _record(settings, Result(options.command, str(failure), hint=failure.hint, code=failure.code), begun)
@@ -220,6 +220,15 @@ def _run(options: argparse.Namespace) -> Result:
     if recording:
         _record(settings, result, begun)
     return result
+
+
+def _expected(function: Callable[..., Result], settings: Config, passed: dict[str, Any]) -> Result:
+    """Call a command; what the operating system refuses is no defect of the tool."""
+    try:
+        return function(settings, **passed)
+    except OSError as error:
+        where = error.filename or settings.database
+        raise Failure(f"{where}: {error.strerror or error}", f"look at it: ls -ld {where}") from error
 
 
 def _configuration(options: argparse.Namespace) -> Config:
