@@ -119,9 +119,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return answers
 
 
-def deploy(inventory: Path, *arguments: str) -> str:
+def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> str:
     done = subprocess.run(
-        ["ansible-playbook", "deploy.yml", "--check", "-i", inventory, *arguments],
+        ["ansible-playbook", playbook, "--check", "-i", inventory, *arguments],
         cwd=ROOT,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
@@ -155,6 +155,30 @@ def test_a_variable_on_the_command_line_is_checked_as_well(tmp_path: Path) -> No
     told = deploy(tmp_path / "hosts.json", "-e", "abathur_db_minimum_free_mb=plenty")
     assert "abathur_db_minimum_free_mb' is of type str and we were unable to convert to int" in told
     assert "changed=0" in told
+
+
+REMOVED = {
+    "/opt": "abathur_db_install_directory",
+    "/usr/local/bin/": "abathur_db_install_directory",
+    "/etc/abathur/a.db": "abathur_db_database",
+    "/a.db": "abathur_db_database",
+    "//var//backups/": "abathur_db_backup_directory",
+    "/var/lib/x/../../lib": "abathur_db_state_directory",
+}
+
+
+def test_a_removal_stops_at_a_directory_of_the_system_s(tmp_path: Path) -> None:
+    common = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    hosts = {f"h{number}": {**common, name: path} for number, (path, name) in enumerate(REMOVED.items())}
+    hosts["sound"] = {**common, "abathur_db_install_directory": "/usr/local/lib/abathur-db"}
+    (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": hosts}}))
+    told = deploy(tmp_path / "hosts.json", playbook="playbooks/remove.yml")
+    for number, (path, name) in enumerate(REMOVED.items()):
+        said = re.findall(rf"^failed: \[h{number}\].*", told, re.MULTILINE)
+        shown = path.rpartition("/")[0] or "/" if name == "abathur_db_database" else path
+        assert f'{name} is \\"{shown}\\", in a place of the system\'s' in "".join(said), path
+        assert re.search(rf"^h{number} +: .*changed=0 .*failed=1", told, re.MULTILINE)
+    assert re.search(r"^sound +: .*failed=0", told, re.MULTILINE)
 
 
 def test_what_can_be_a_job_is_a_command_that_needs_no_argument_locks_and_leaves_a_record() -> None:
