@@ -75,3 +75,14 @@ def test_a_directory_is_one_itself(tmp_path: Path) -> None:
 def test_an_error_of_another_kind_is_the_systems_own(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         guarded.read_text(tmp_path / "none")
+
+
+def test_a_leftover_that_cannot_be_deleted_is_the_systems_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    with pytest.raises(PermissionError):
+        guarded.clear(tmp_path / "file")
