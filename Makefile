@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback
+SCENARIO ?= default upgrade timers rollback security
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -63,6 +63,7 @@ lint: venv ## check style and types of Python, YAML, roles and shell
 
 unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests
+	$(SUDO) env "PATH=$(PATH)" coverage combine --quiet
 	$(SUDO) env "PATH=$(PATH)" coverage report
 
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name

@@ -61,7 +61,9 @@ def measured() -> str:
 
 def _costs(results: dict[str, Any]) -> str:
     """Return the seconds of each piece of work by size, of the run that had the most sizes."""
-    costs = max((found["seconds_by_gigabytes"] for found in results.values()), key=len, default={})
+    costs: dict[str, dict[str, float]] = max(
+        (found["seconds_by_gigabytes"] for found in results.values()), key=len, default={}
+    )
     if not costs:
         return ""
     lines = ["| Seconds at | " + " | ".join(f"{size} GB" for size in costs) + " |", "| --- |" + " --- |" * len(costs)]

@@ -89,4 +89,5 @@ def corrupt(path: Path) -> None:
 def toml(conf: Config, **changes: Any) -> str:
     """Return a configuration file's text; a change to None leaves the key out."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(conf).items()} | changes
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)
+    text = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items() if value is not None}
+    return "".join(f"{name} = {value}\n" for name, value in text.items())

@@ -88,9 +88,9 @@ def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Pa
     owned = replace(
         conf,
         owner="nobody",
-        database=home / "a",
-        backup_directory=home / "b",
-        state_directory=home / "s",
+        database=home / "data/a.db",
+        backup_directory=home / "backups",
+        state_directory=home / "state",
         install_directory=everybodys / "o",
     )
     (everybodys / "o").mkdir()

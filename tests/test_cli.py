@@ -156,6 +156,21 @@ def test_a_defect_shows_its_traceback_and_ends_with_70(
     assert errors.splitlines()[-1].startswith("abathur-db: this is a defect of the tool")
 
 
+def test_what_the_system_refuses_is_told_and_recorded_and_no_defect(
+    capsys: pytest.CaptureFixture[str], file: Path, conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> Result:
+        raise PermissionError(1, "Operation not permitted", "/srv/file")
+
+    monkeypatch.setattr(maintenance, "analyze", refused)
+    code, _, errors = call(capsys, "analyze", "--config", file)
+    assert code == 1
+    assert errors.startswith("analyze: /srv/file cannot be written or read: Operation not permitted;")
+    last = runs.recorded(conf.state_directory, "last", "analyze")
+    assert last is not None
+    assert last["summary"] == "/srv/file: Operation not permitted"
+
+
 def test_a_failed_check_names_itself_what_was_expected_and_the_next_step(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+import typing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pytest
-from abathur_db import config
+from abathur_db import config, resources
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import toml
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def test_a_configuration_file_is_read_as_it_was_written(conf: Config, tmp_path: Path) -> None:
@@ -18,41 +23,99 @@ def test_a_configuration_file_is_read_as_it_was_written(conf: Config, tmp_path: 
     assert config.load(file) == conf
 
 
-FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown key": ({"colour": "red"}, "has an unknown key: colour"),
-    "a missing key": ({"busy_timeout_ms": None}, "lacks a key: busy_timeout_ms"),
-    "a relative path": ({"database": "abathur.db"}, "has database = 'abathur.db', which is not an absolute path"),
-    "a number as text": ({"busy_timeout_ms": "5000"}, "has busy_timeout_ms = '5000', which is not a whole number"),
-    "a truth value as number": ({"busy_timeout_ms": True}, "busy_timeout_ms = True, which is not a whole number"),
-    "a negative number": ({"wal_limit_mb": -1}, "has wal_limit_mb = -1"),
-    "a text as list": ({"application_units": "x"}, "has application_units = 'x', which is not a list of names"),
-    "an empty list": ({"validation_sessions": []}, "validation_sessions = [], which is not a list of whole numbers"),
-    "a number as owner": ({"owner": 5}, "has owner = 5, which is not text"),
-    "another compression": ({"backup_compression": "rar"}, "'rar', which is none of: zstd, gzip, none"),
-}
+def read(text: str) -> Config | Failure:
+    """Return what the parser makes of a text; anything but a configuration or a refusal is raised."""
+    try:
+        return config.parse(text, "here")
+    except Failure as failure:
+        return failure
 
 
-@pytest.mark.parametrize("case", FAULTS)
-def test_a_fault_in_the_configuration_is_named_with_its_key_and_value(conf: Config, case: str) -> None:
-    changes, message = FAULTS[case]
-    with pytest.raises(Failure) as caught:
-        config.parse(toml(conf, **changes), "/etc/abathur-db.toml")
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("/etc/abathur-db.toml ")
-    assert caught.value.code is Exit.USAGE
+KEYS = [field.name for field in fields(Config)]
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["/", "//", "/.", "/..", "/srv/a", "/srv/a/..", "/var/lib/x/y.db", "zstd", "full", "root", "-"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=5,
+)
 
 
-def test_text_that_is_not_toml_is_refused() -> None:
-    with pytest.raises(Failure, match="here is not TOML"):
-        config.parse("= 5", "here")
+def in_toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {in_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(in_toml, value)) + "]"
+    # Infinity and NaN have names of their own.
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f").replace("Infinity", "inf").replace("NaN", "nan")
 
 
-def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="there is no configuration at") as caught:
-        config.load(tmp_path / "none.toml")
-    assert "ansible-playbook deploy.yml" in caught.value.hint
+@given(st.text())
+def test_any_text_is_a_configuration_or_refused_as_wrong_usage(text: str) -> None:
+    answer = read(text)
+    assert isinstance(answer, Failure)
+    assert (answer.code, str(answer).startswith("here ")) == (Exit.USAGE, True)
+    assert answer.hint
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="cannot be read"):
-        config.load(tmp_path)
+@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), values, max_size=6))
+def test_whatever_the_values_it_is_a_configuration_of_the_right_types_or_refused(changes: dict[str, Any]) -> None:
+    own = tomllib.loads(resources.development_profile()) | changes
+    answer = read("".join(f"{json.dumps(name)} = {in_toml(each)}\n" for name, each in own.items() if each is not None))
+    if isinstance(answer, Failure):
+        assert answer.code is Exit.USAGE
+        return
+    for name, kind in typing.get_type_hints(Config).items():
+        value = getattr(answer, name)
+        assert isinstance(value, typing.get_origin(kind) or kind), name
+        assert kind is not int or 0 <= value <= config.LARGEST
+        assert kind is not Path or (value.is_absolute() and value.name and ".." not in value.parts)
+    assert answer.owner != "root"
+    # What was read can be written and is read as the same.
+    assert read(toml(answer)) == answer
+
+
+paths = st.lists(
+    st.text(st.characters(exclude_categories=["C"], exclude_characters='/"\\'), min_size=1, max_size=9).filter(
+        lambda part: part not in (".", "..")
+    ),
+    min_size=2,
+    max_size=4,
+).map(lambda parts: "/".join(["/srv", *parts]))
+sound = st.fixed_dictionaries(
+    {},
+    optional={
+        **{name: st.integers(0, config.LARGEST) for name, kind in typing.get_type_hints(Config).items() if kind is int},
+        "database": paths,
+        "backup_directory": paths,
+        "application_units": st.lists(st.from_regex(r"[a-z][a-z0-9:_.@-]{0,9}\.service", fullmatch=True), max_size=3),
+        "validation_sessions": st.lists(st.integers(1, config.LARGEST), min_size=1, max_size=3),
+        "backup_compression": st.sampled_from(config.CHOICES["backup_compression"]),
+    },
+)
+
+
+@given(sound)
+def test_every_sound_value_is_read_as_it_was_written(changes: dict[str, Any]) -> None:
+    own = tomllib.loads(resources.development_profile()) | changes
+    answer = read("".join(f"{name} = {in_toml(each)}\n" for name, each in own.items()))
+    assert isinstance(answer, Config), answer
+    for name, value in changes.items():
+        assert getattr(answer, name) == (Path(value) if name in ("database", "backup_directory") else value)
+
+
+@given(st.sampled_from(["database", "backup_directory", "state_directory"]), st.sampled_from(["/", "//", "/./"]))
+def test_no_spelling_of_a_path_gets_data_into_a_directory_of_the_system(name: str, slash: str) -> None:
+    own = tomllib.loads(resources.development_profile())
+    apart = {"owner": "abathur", "database": "/srv/a/a.db", "backup_directory": "/srv/b", "state_directory": "/srv/c"}
+    own |= {**apart, "install_directory": "/opt/d"}
+    assert isinstance(read("".join(f"{key} = {in_toml(each)}\n" for key, each in own.items())), Config)
+    for directory in ("/", "/etc", "/etc/abathur", "/var/lib", "/usr/lib/abathur", "/run/abathur", "/srv", "/home/me"):
+        spelt = directory.replace("/", slash) + ("/a.db" if name == "database" else "")
+        answer = read("".join(f"{key} = {in_toml(each)}\n" for key, each in (own | {name: spelt}).items()))
+        assert isinstance(answer, Failure), spelt

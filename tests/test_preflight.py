@@ -211,3 +211,45 @@ def test_an_application_that_a_cut_deploy_had_stopped_is_reported(conf: Config) 
     # As a power cut may leave it.
     note.write_text("")
     assert not check(replace(conf, application_units=["abathur.service"])).data["application_units"][0]["stopped"]
+
+
+def test_calendars_and_times_are_checked_by_the_hosts_systemd(conf: Config) -> None:
+    schedule = {"calendar": {"backup": "daily", "drill": "every tea time", "vacuum": "2020-01-01"}}
+    schedule["timespan"] = {"jitter": "15min", "timeout": "-1h"}
+    result = preflight.preflight(conf, "", "", json.dumps(schedule))
+    assert failed(result) == {
+        "calendar_drill": "'every tea time', which systemd does not understand",
+        "calendar_vacuum": "'2020-01-01', which systemd never reaches",
+        "timespan_timeout": "'-1h', which systemd does not understand",
+    }
+
+
+def test_where_there_is_no_systemd_to_ask_no_calendar_is_checked(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert failed(preflight.preflight(conf, "", "", '{"calendar": {"drill": "every tea time"}}')) == {}
+
+
+def test_a_directory_in_one_of_the_owners_is_refused_because_the_owner_could_swap_it(conf: Config) -> None:
+    conf.database.parent.mkdir()
+    shutil.chown(conf.database.parent, "nobody")
+    inside = replace(conf, owner="nobody", backup_directory=conf.database.parent / "backups")
+    assert failed(check(inside)) == {"backup_path": f"{conf.database.parent} belongs to nobody (uid 65534)"}
+
+
+def test_a_directory_above_that_the_owners_group_can_write_is_refused(conf: Config) -> None:
+    above = conf.backup_directory.parent / "above"
+    above.mkdir()
+    shutil.chown(above, group=pwd.getpwnam("nobody").pw_gid)
+    above.chmod(0o775)
+    found = failed(check(replace(conf, owner="nobody", backup_directory=above / "b")))
+    assert found == {"backup_path": f"{above} can be written by the owner's group"}
+
+
+def test_a_directory_of_roots_that_is_in_use_is_not_given_away(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "become", lambda _: None)
+    conf.backup_directory.mkdir()
+    assert failed(check(replace(conf, owner="nobody"))) == {}
+    (conf.backup_directory / "of another program").touch()
+    assert failed(check(replace(conf, owner="nobody"))) == {
+        "backup_path": f"{conf.backup_directory} belongs to root and is not empty"
+    }

@@ -168,26 +168,6 @@ def test_a_path_into_the_backup_directory_is_the_backup_with_its_manifest(conf: 
         restore.restore(conf, str(conf.backup_directory / f"abathur_{saved}.db.zst"))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "there is no backup file"),
-        (b"", "is empty"),
-        (b"not a database at all", "is not a SQLite database"),
-    ],
-)
-def test_a_file_that_is_no_backup_changes_nothing(
-    conf: Config, tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    file = tmp_path / "some.db"
-    if content is not None:
-        file.write_bytes(content)
-    before = picture(conf.database.parent)
-    with pytest.raises(Failure, match=message):
-        restore.restore(conf, str(file))
-    assert picture(conf.database.parent) == before
-
-
 READER = """
 import sqlite3, sys, time
 connection = sqlite3.connect(sys.argv[1])

@@ -111,6 +111,64 @@ def test_whatever_the_history_retention_keeps_what_it_promises(
     assert all(each.keep for each in again)
 
 
+@given(moments, numbers)
+def test_every_period_that_counts_keeps_its_last_backup_and_says_why(
+    made: list[datetime], numbers: tuple[int, int, int, int]
+) -> None:
+    """Said anew in other words: of each period the last made, of the newest periods as many as the count."""
+    *wanted, minimum = numbers
+    counts = dict(zip(("daily", "weekly", "monthly"), wanted, strict=True))
+    found = manifests(made)
+    verdicts = retention.judge(found, counts, minimum, (), NOW)
+    stay = {each.manifest.id for each in verdicts if each.keep}
+    present = [each for each in found if each.moment <= NOW + retention.FUTURE]
+    needed = {each.id for each in found if each not in present} | {each.id for each in present[:minimum]}
+    for name, period_of in (
+        ("daily", lambda each: each.moment.date()),
+        ("weekly", lambda each: each.moment.isocalendar()[:2]),
+        ("monthly", lambda each: (each.moment.year, each.moment.month)),
+    ):
+        lasts: dict[Any, str] = {}
+        for each in present:
+            lasts.setdefault(period_of(each), each.id)
+        needed |= set(list(lasts.values())[: counts[name]])
+    assert stay == needed
+    assert all(bool(each.reason) for each in verdicts)
+    assert {each.reason for each in verdicts if not each.keep} <= {"out of every period"}
+
+
+@given(moments, numbers)
+def test_keeping_more_never_lets_more_go_and_the_newest_goes_only_where_nothing_is_kept(
+    made: list[datetime], numbers: tuple[int, int, int, int]
+) -> None:
+    *wanted, minimum = numbers
+    names = ("daily", "weekly", "monthly")
+    found = manifests(made)
+
+    def stay(by: int) -> set[str]:
+        counts = dict(zip(names, (each + by for each in wanted), strict=True))
+        return {each.manifest.id for each in retention.judge(found, counts, minimum + by, (), NOW) if each.keep}
+
+    assert stay(0) <= stay(1)
+    present = [each for each in found if each.moment <= NOW + retention.FUTURE]
+    assert not present or not any(numbers) or present[0].id in stay(0)
+
+
+@given(moments, numbers, st.timedeltas(timedelta(0), timedelta(days=4000)))
+def test_a_clock_set_back_lets_nothing_go_that_was_kept_and_one_far_ahead_keeps_the_newest(
+    made: list[datetime], numbers: tuple[int, int, int, int], off: timedelta
+) -> None:
+    daily, weekly, monthly, minimum = numbers
+    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
+    found = manifests([each for each in made if each <= NOW])
+    kept_now = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW) if each.keep}
+    back = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW - off) if each.keep}
+    ahead = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW + off) if each.keep}
+    # Nothing is judged by its age, only by its order: ahead is as now, and back takes the newer ones out.
+    assert ahead == kept_now
+    assert {each.id for each in found if each.moment > NOW - off + retention.FUTURE} <= back
+
+
 @pytest.fixture
 def few(conf: Config) -> Config:
     """Return a configuration that keeps the two newest backups only."""

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from abathur_db import adoption, database, maintenance, resources, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
-from databases import application, corrupt, dump, picture, rows, run, value
+from databases import application, dump, picture, run, value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,90 +158,6 @@ def test_a_pending_migration_is_applied_and_keeps_rows(conf: Config, monkeypatch
     assert value(conf.database, "PRAGMA user_version") == 2
 
 
-def test_a_migration_that_fails_in_the_middle_is_rolled_back(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    schema.init(conf)
-    before = dump(conf.database)
-    extended = second("CREATE TABLE half (x); INSERT INTO nowhere VALUES (1);")
-    monkeypatch.setattr(resources, "migrations", lambda: extended)
-    monkeypatch.setattr(schema, "expected", lambda version, real=schema.expected: real(min(version, 1)))
-    with pytest.raises(Failure, match="migration 0002_next failed: no such table: nowhere; it was rolled back"):
-        schema.init(conf)
-    assert dump(conf.database) == before
-    assert value(conf.database, "PRAGMA user_version") == 1
-
-
-def corrupted(path: Path) -> None:
-    application(path)
-    corrupt(path)
-
-
-def encrypted(path: Path) -> None:
-    path.write_bytes(bytes(range(1, 200)) * 100)
-
-
-REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "another format": (encrypted, "is not a SQLite database: it starts with"),
-    "an empty file": (Path.touch, "is empty"),
-    "a directory": (Path.mkdir, "is a directory"),
-    "a FIFO": (os.mkfifo, "is not a regular file"),
-    "a symlink": (lambda path: path.symlink_to("/dev/null"), "is a symbolic link to /dev/null"),
-    "a corrupt file": (corrupted, "corrupt"),
-    "a truncated file": (lambda path: path.write_bytes(b"SQLite format 3\0"), "corrupt"),
-    "a newer version": (
-        lambda path: application(path, "PRAGMA user_version = 99"),
-        "has schema version 99, newer than this tool, which knows 1",
-    ),
-    "another application's id": (
-        lambda path: application(path, "PRAGMA application_id = 7"),
-        "belongs to another application (application_id 0x00000007)",
-    ),
-    "another application's tables": (lambda path: run(path, "CREATE TABLE x (y)"), "none of Abathur's tables"),
-    "a table without a column": (
-        lambda path: run(path, "CREATE TABLE sessions (id TEXT PRIMARY KEY)"),
-        "table sessions lacks column app_name",
-    ),
-    "a column of another type": (
-        lambda path: application(path, "DROP TABLE metrics", "CREATE TABLE metrics (id BLOB)"),
-        "column metrics.id is BLOB, not INTEGER",
-    ),
-    "a table without its UNIQUE constraint": (
-        lambda path: application(
-            path,
-            "CREATE TABLE s AS SELECT * FROM state; DROP TABLE state;"
-            "CREATE TABLE state (id INTEGER PRIMARY KEY, task_id TEXT, key TEXT, value TEXT,"
-            " created_at TIMESTAMP, updated_at TIMESTAMP)",
-        ),
-        "table state lacks UNIQUE (task_id, key)",
-    ),
-    "an index on other columns": (
-        lambda path: application(
-            path, "DROP INDEX idx_agents_state", "CREATE INDEX idx_agents_state ON agents (model)"
-        ),
-        "index idx_agents_state is on (model)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_a_sound_database_of_this_schema_is_refused_and_not_touched(conf: Config, case: str) -> None:
-    make, message = REFUSED[case]
-    make(conf.database)
-    before = picture(conf.database.parent)
-    with pytest.raises(Failure) as caught:
-        schema.init(conf)
-    assert message in str(caught.value)
-    assert caught.value.hint
-    assert {name: data for name, data in picture(conf.database.parent).items() if "-shm" not in name} == before
-
-
-def test_a_log_without_its_database_is_not_buried_under_a_new_one(conf: Config) -> None:
-    log = database.sidecars(conf.database)[0]
-    log.write_bytes(b"committed rows")
-    with pytest.raises(Failure, match=r"is missing, but its write-ahead log abathur.db-wal \(14 bytes\)"):
-        schema.init(conf)
-    assert log.read_bytes() == b"committed rows"
-
-
 def test_a_file_of_another_user_is_refused(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     schema.init(conf)
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
@@ -344,24 +259,3 @@ def test_a_copy_of_a_live_database_stands_alone(conf: Config, tmp_path: Path) ->
     shutil.rmtree(conf.state_directory, ignore_errors=True)
     assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.db"]
     assert value(tmp_path / "copy.db", "SELECT id FROM sessions") == "only in the log"
-
-
-def test_a_definition_that_cannot_be_read_is_refused(conf: Config) -> None:
-    schema.init(conf)
-    run(
-        conf.database,
-        "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE TABLE' WHERE name = 'metrics'",
-    )
-    with pytest.raises(Failure, match="is corrupt: malformed database schema"):
-        schema.init(conf)
-
-
-def test_damage_in_the_middle_of_the_rows_is_found_before_an_adoption(conf: Config) -> None:
-    application(conf.database)
-    rows(conf.database, 500)
-    data = bytearray(conf.database.read_bytes())
-    data[-4096 * 20 : -4096 * 10] = b"\xff" * 4096 * 10
-    conf.database.write_bytes(data)
-    with pytest.raises(Failure, match=r"is corrupt: (Tree 4 p|P)age 227: .*11; nothing was changed$"):
-        schema.init(conf)
-    assert conf.database.read_bytes() == data

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from abathur_db import runs
+from abathur_db import guarded, runs
 
 FILE = "adopted.json"
 
 
 def remember(state_directory: Path, violations: dict[str, int]) -> None:
     """Keep the number of violating rows per table, as found before the adoption."""
-    state_directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(state_directory)
     text = json.dumps({"time": runs.now(), "foreign_key_violations": violations}, indent=2)
     runs.write_whole(state_directory / FILE, text + "\n", durable=True)
 
@@ -24,7 +24,8 @@ def remember(state_directory: Path, violations: dict[str, int]) -> None:
 def accepted(state_directory: Path) -> dict[str, int]:
     """Return the violations per table that were there at adoption; empty for a database made by us."""
     try:
-        found = json.loads((state_directory / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = json.loads(guarded.read_text(state_directory / FILE))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return {str(table): int(count) for table, count in found["foreign_key_violations"].items()}
+    counts = found.get("foreign_key_violations") if isinstance(found, dict) else None
+    return {name: each for name, each in counts.items() if type(each) is int} if isinstance(counts, dict) else {}

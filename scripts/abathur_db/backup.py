@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, host, packing, progress, release, retention
+from abathur_db import __version__, catalog, database, guarded, host, packing, progress, release, retention
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
@@ -29,7 +29,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     size = path.stat().st_size + sum(side.stat().st_size for side in database.sidecars(path) if side.exists())
     if dry_run:
         return Result("backup", f"would copy {host.readable(size)} to {config.backup_directory}", changed=True)
-    config.backup_directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(config.backup_directory)
     # The plain copy and, at worst, a packed one as large.
     host.require_free(config.backup_directory, 2 * size + config.minimum_free_mb * host.MB, "a backup")
     begun = time.monotonic()
@@ -39,7 +39,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     partials = [*database.files(plain), packed]
     try:
         for leftover in [*partials, *_unfinished(config)]:
-            leftover.unlink(missing_ok=True)
+            guarded.clear(leftover)
         with progress.shown("copy", size) as done:
             database.snapshot(path, plain, config.busy_timeout_ms, done)
         # One after the other, though they could run side by side: the application needs a processor too.

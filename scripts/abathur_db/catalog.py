@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import host, runs
+from abathur_db import guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -84,10 +85,10 @@ def entries(config: Config) -> list[Entry]:
 def _entry(config: Config, name: str) -> Entry:
     path = config.backup_directory / f"{PREFIX}{name}.json"
     try:
-        manifest = _parse(path.read_text(encoding="utf-8"))
+        manifest = _parse(guarded.read_text(path))
     except FileNotFoundError:
         return Entry(name, None, f"its manifest {path.name} is gone")
-    except (OSError, ValueError, TypeError) as error:
+    except (Failure, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         return Entry(name, None, f"its manifest {path.name} cannot be read: {error}")
     named = NAME.fullmatch(manifest.file)
     if manifest.id != name or not named or named["id"] != name or named["kind"] == "json":
@@ -106,13 +107,25 @@ def _parse(text: str) -> Manifest:
     if not isinstance(values, dict):
         raise ValueError("it is not an object")
     manifest = Manifest(**values)
-    numbers = (manifest.sequence, manifest.bytes, manifest.plain_bytes, manifest.user_version)
-    if not all(type(each) is int and each >= 0 for each in numbers) or not isinstance(manifest.rows, dict):
-        raise ValueError("it holds values of another kind")
-    # Raises ValueError for what is no moment; one without a zone could not be compared.
+    for name, kind in typing.get_type_hints(Manifest).items():
+        if not _is(values[name], kind):
+            raise ValueError(f"it says {name} = {values[name]!r:.60}")
+    # Raises ValueError for what is no moment; one without a zone, or beyond all years, could not be compared.
     if manifest.moment.tzinfo is None:
         raise ValueError(f"{manifest.created} has no time zone")
+    manifest.moment.astimezone(UTC)
     return manifest
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is int:
+        # SQLite's largest number: what is counted here never goes beyond.
+        return type(value) is int and 0 <= value < 2**63
+    if kind is float:
+        return type(value) in (int, float) and 0 <= value < 2**63
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, dict) and all(_is(each, int) for each in value.values())
 
 
 def kept_aside(config: Config) -> list[Path]:
@@ -172,11 +185,11 @@ def next_sequence(config: Config) -> int:
     """Return the number of the next backup, and remember it: also when every backup is gone it goes on."""
     path = config.state_directory / SEQUENCE
     try:
-        last = int(path.read_text(encoding="utf-8"))
+        last = int(guarded.read_text(path))
     except (FileNotFoundError, ValueError):
         last = 0
     number = max([last, *(each.manifest.sequence for each in entries(config) if each.manifest)]) + 1
-    config.state_directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(config.state_directory)
     runs.write_whole(path, f"{number}\n")
     return number
 
@@ -187,10 +200,18 @@ def checks(config: Config) -> dict[str, dict[str, Any]]:
     Each of the two holds time, ok, summary, seconds.
     """
     try:
-        found = json.loads((config.state_directory / CHECKS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(guarded.read_text(config.state_directory / CHECKS))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: each for name, each in found.items() if _is_check(each)} if isinstance(found, dict) else {}
+
+
+def _is_check(value: Any) -> bool:
+    """Tell whether a note of a backup's checks is one that this tool wrote, and not another's."""
+    if not isinstance(value, dict) or type(value.get("ok")) is not bool:
+        return False
+    kinds = [value[kind] for kind in ("verify", "drill") if kind in value]
+    return all(isinstance(each, dict) and {"ok", "time"} <= each.keys() for each in kinds)
 
 
 def remember_check(config: Config, identity: str, kind: str, *, fault: str, seconds: float | None = None) -> None:

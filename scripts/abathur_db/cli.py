@@ -143,6 +143,7 @@ COMMANDS = {
         arguments=(
             ("--release", {"default": "", "help": "the release that will be installed"}),
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
+            ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
         ),
     ),
     "alert": Command(
@@ -210,7 +211,7 @@ def _run(options: argparse.Namespace) -> Result:
     recording = command.recorded and changes
     begun = time.monotonic()
     try:
-        with _host_trouble(), lock if command.lock and changes else nullcontext():
+        with _host_trouble(settings), lock if command.lock and changes else nullcontext():
             result = function(settings, **passed)
     except Failure as failure:
         if recording:
@@ -222,14 +223,14 @@ def _run(options: argparse.Namespace) -> Result:
 
 
 @contextmanager
-def _host_trouble() -> Iterator[None]:
-    """Turn what a host does to any program, a full disk for one, into a Failure."""
+def _host_trouble(settings: Config) -> Iterator[None]:
+    """Turn what the operating system refuses, as it may any program, into a Failure: a full disk for one."""
     try:
         yield
     except OSError as error:
-        if failure := host.trouble(error):
-            raise failure from error
-        raise
+        where = error.filename or settings.database
+        refused = Failure(f"{where}: {error.strerror or error}", f"look at it: ls -ld {where}")
+        raise host.trouble(error) or refused from error
 
 
 def _configuration(options: argparse.Namespace) -> Config:
@@ -260,7 +261,7 @@ def _record(settings: Config, result: Result, begun: float) -> None:
     try:
         # As the owner also where root ran it: nothing of root's belongs in the owner's directory.
         host.as_owner(settings.owner, write)
-    except OSError as error:
+    except (OSError, Failure) as error:
         print(f"abathur-db: the result could not be kept in {settings.state_directory}: {error}", file=sys.stderr)
 
 
@@ -269,8 +270,16 @@ def _print(result: Result, as_json: bool) -> None:
         print(json.dumps(result.as_dict()))
         return
     for line in result.report():
-        print(line)
+        print(_printable(line))
     stream = sys.stdout if result.ok else sys.stderr
-    print(f"{result.command}: {result.summary}", file=stream)
+    print(_printable(f"{result.command}: {result.summary}"), file=stream)
     if result.hint:
-        print(f"hint: {result.hint}", file=stream)
+        print(_printable(f"hint: {result.hint}"), file=stream)
+
+
+def _printable(line: str) -> str:
+    """Return a line with control characters spelt out: names in a database and on a disk can hold any.
+
+    A terminal would obey them, and a journal would show a line that nobody said.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

@@ -6,9 +6,11 @@ development.toml beside this file.
 
 from __future__ import annotations
 
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, fields, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,17 @@ from abathur_db.result import Exit, Failure
 
 DEFAULT_PATH = Path("/etc/abathur-db.toml")
 DEVELOPMENT = "development.toml"
+SHARED_DIRECTORIES = "shared-directories.txt"
+
+LARGEST = 2**31 - 1
+"""SQLite takes its busy timeout as a C int (sqlite.org/c3ref/busy_timeout.html); no setting needs more."""
+PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f\"\\]+")
+"""Without the characters that would mean something in a systemd unit, where the paths stand as well; and with one
+slash at the beginning, because two are a place of their own to POSIX, and to Path."""
+UNIT = re.compile(r"[\w:.@\\][\w:.@\\-]*", re.ASCII)
+"""Characters of systemd.unit(5); no leading dash, which systemctl would take for an option."""
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+"""Names that useradd(8) takes."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,19 @@ def parse(text: str, origin: str) -> Config:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _invalid(origin, f"is not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        # tomllib lets two faults through: a number of more digits than int() takes, and nesting without end.
+        raise _invalid(origin, "is not TOML that can be read: a number or a nesting in it is too long") from None
     known = {field.name for field in fields(Config)}
     if unknown := sorted(values.keys() - known):
         raise _invalid(origin, f"has an unknown key: {', '.join(unknown)}")
     if missing := sorted(known - values.keys()):
         raise _invalid(origin, f"lacks a key: {', '.join(missing)}")
     types_of = typing.get_type_hints(Config)
-    return Config(**{name: _convert(origin, name, value, types_of[name]) for name, value in values.items()})
+    read = Config(**{name: _convert(origin, name, value, types_of[name]) for name, value in values.items()})
+    if read.owner:
+        _check_directories(origin, read)
+    return read
 
 
 def development(text: str, database: Path) -> Config:
@@ -115,19 +134,46 @@ def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
     if name in CHOICES and value not in CHOICES[name]:
         raise _invalid(origin, f"has {name} = {value!r}, which is none of: {', '.join(CHOICES[name])}")
     if wanted is int:
-        good = type(value) is int and value >= 0
-        expected = "a whole number, 0 or more"
+        good = type(value) is int and 0 <= value <= LARGEST
+        expected = f"a whole number from 0 to {LARGEST}"
     elif wanted == list[str]:
-        good = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-        expected = "a list of names"
+        good = isinstance(value, list) and all(isinstance(one, str) and UNIT.fullmatch(one) for one in value)
+        expected = "a list of names of units"
     elif wanted == list[int]:
-        good = isinstance(value, list) and bool(value) and all(type(one) is int and one > 0 for one in value)
+        good = isinstance(value, list) and bool(value) and all(type(one) is int and 0 < one <= LARGEST for one in value)
         expected = "a list of whole numbers above 0"
     elif wanted is Path:
-        good = isinstance(value, str) and value.startswith("/") and "\0" not in value
-        expected = "an absolute path"
+        good = isinstance(value, str) and bool(PATH.fullmatch(value)) and Path(value).name not in ("", "..")
+        good = good and ".." not in Path(value).parts
+        expected = "an absolute path without .., quotes, backslashes and control characters"
+    elif name == "owner":
+        good = value == "" or (isinstance(value, str) and bool(USER.fullmatch(value)) and value != "root")
+        expected = "the name of a system user other than root"
     else:
         good, expected = isinstance(value, str), "text"
     if not good:
         raise _invalid(origin, f"has {name} = {value!r}, which is not {expected}")
     return Path(value) if wanted is Path else value
+
+
+def _check_directories(origin: str, read: Config) -> None:
+    """Refuse directories that a deploy would take away from others: it gives them to the owner, mode 0700."""
+    text = (files("abathur_db") / SHARED_DIRECTORIES).read_text(encoding="utf-8")
+    shared = [line for line in text.splitlines() if line.startswith("/")]
+    trees = [Path(line.removesuffix("/*")) for line in shared if line.endswith("/*")]
+    alone = {Path(line.removesuffix("/*")) for line in shared}
+    data = {"database": read.database.parent, "backup_directory": read.backup_directory}
+    data["state_directory"] = read.state_directory
+    every = {**data, "install_directory": read.install_directory}
+    for name, directory in every.items():
+        within = [tree for tree in trees if tree in directory.parents and name in data]
+        if directory in alone or within:
+            value = str(getattr(read, name))
+            whose = within[-1] if within else directory
+            raise _invalid(
+                origin, f"has {name} = {value!r}, but {whose} is the system's; it needs a directory of its own"
+            )
+        for other, taken in every.items():
+            if other != name and (taken == directory or taken in directory.parents):
+                value = str(getattr(read, name))
+                raise _invalid(origin, f"has {name} = {value!r}, which is inside {taken}, the directory of {other}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from abathur_db import host
+from abathur_db import guarded, host
 from abathur_db.result import Exit, Failure
 
 MAGIC = b"SQLite format 3\0"
@@ -40,7 +40,7 @@ def files(path: Path) -> list[Path]:
 def throwaway(path: Path) -> Iterator[Path]:
     """Lend a path for a database that is gone at the end; what a killed run left there goes first."""
     for leftover in files(path):
-        leftover.unlink(missing_ok=True)
+        guarded.clear(leftover)
     try:
         yield path
     finally:
@@ -115,11 +115,18 @@ def _refuse_orphaned_log(path: Path) -> None:
 
 
 def _check_owner(path: Path) -> None:
-    for each in [path, *sidecars(path)]:
+    for each in files(path):
         try:
-            owner = os.lstat(each).st_uid
+            found = os.lstat(each)
         except FileNotFoundError:
             continue
+        if not stat.S_ISREG(found.st_mode):
+            raise Failure(
+                f"{each} is not a regular file, as a file of SQLite is",
+                f"find out who put it there (ls -la {each.parent}), stop the application, "
+                f"then move it away: mv {each} {each}.planted",
+            )
+        owner = found.st_uid
         if owner != os.geteuid():
             me = user_name(os.geteuid())
             raise Failure(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from abathur_db import adoption, database, host, progress, proof, restore, runs
+from abathur_db import adoption, database, guarded, host, progress, proof, restore, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -160,7 +160,7 @@ def _convert(config: Config, size: int, data: dict[str, int], dry_run: bool) -> 
     host.require_free(config.database, 3 * size + config.minimum_free_mb * host.MB, "converting the database")
     with restore.alone(config.database):
         pass
-    config.scratch_directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(config.scratch_directory)
     os.environ["SQLITE_TMPDIR"] = str(config.scratch_directory)
     with database.opened(config.database, config.busy_timeout_ms) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,28 @@ from typing import Any
 # Ansible carried to the host can no longer be read.
 from abathur_db import database, drift, host, requirements, resources, runs, schema, seed, status
 from abathur_db import release as releases
+from abathur_db import schedule as times
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
 
 
-def preflight(config: Config, release: str, state: str) -> Result:
+def preflight(config: Config, release: str, state: str, schedule: str = "") -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
 
     `release`: the name of the release that the deploy will install, empty when there is none.
     `state`: what the host should be as JSON, empty when that is not asked; what differs is in the data (drift),
     with `current`: whether a deploy has nothing to do at all, none was cut, the last validation was good, and
     the status is good now.
+    `schedule`: calendars and time spans of the jobs as JSON, by kind and name, empty when there are none to check.
     """
     resources.preload()
-    drifted = drift.compare(_parsed(state)) if state else {}
+    drifted = drift.compare(_parsed("--state", state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
     checks += [*_file_systems(config), *_paths(config)]
+    # Units that are on the host already were understood by its systemd.
+    checks += (
+        times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
+    )
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
         "application_units": [_unit(config, name) for name in config.application_units],
@@ -53,13 +60,13 @@ def preflight(config: Config, release: str, state: str) -> Result:
     return Result("preflight", summary, checks=checks, data=data, hint=hint)
 
 
-def _parsed(state: str) -> dict[str, Any]:
+def _parsed(option: str, text: str) -> dict[str, Any]:
     try:
-        wanted = json.loads(state)
+        wanted = json.loads(text)
     except ValueError:
         wanted = None
     if not isinstance(wanted, dict):
-        raise Failure(f"--state is not a JSON object: {state[:60]}", "let the deploy call this", Exit.USAGE)
+        raise Failure(f"{option} is not a JSON object: {text[:60]}", "let the deploy call this", Exit.USAGE)
     return wanted
 
 
@@ -152,23 +159,46 @@ def _file_systems(config: Config) -> list[Check]:
 
 
 def _paths(config: Config) -> list[Check]:
-    """Check that nobody else could swap a directory or the database under us."""
-    uid = pwd.getpwnam(config.owner).pw_uid if config.owner and _owner_exists(config) else None
-    trusted = {0, uid, None if config.owner else os.geteuid()}
+    """Check that nobody else could swap a directory or the database under us.
+
+    Root makes and gives away the three directories, so all above them has to be root's own: the owner
+    of a directory can put a symlink in the place of whatever is in it.
+    """
+    account = pwd.getpwnam(config.owner) if config.owner and _owner_exists(config) else None
+    uid = account.pw_uid if account else None
+    groups = set(os.getgrouplist(config.owner, account.pw_gid)) if account else set()
+    above = {0} if config.owner else {0, os.geteuid()}
     checks = []
-    for name, path in {**_directories(config), "database": config.database}.items():
-        fault, hint = _fault(path, trusted)
-        if not fault and name == "database" and config.owner and os.path.lexists(path):
-            owner = os.lstat(path).st_uid
-            if owner != uid:
-                fault = f"{path} belongs to {database.user_name(owner)}"
-                hint = f"give it to {config.owner} with its -wal and -shm: chown {config.owner}: {path}*"
+    for name, path in _directories(config).items():
+        fault, hint = _fault([*reversed(path.parents)], above, groups)
+        if not fault:
+            fault, hint = _fault([path], {*above, uid}, set())
+        if not fault and config.owner:
+            fault, hint = _taken(config, path)
         checks.append(Check(f"{name}_path", not fault, "no symlink, no stranger's", fault or str(path), hint))
+    fault, hint = _fault([config.database], {*above, uid}, set())
+    if not fault and config.owner and os.path.lexists(config.database):
+        owner = os.lstat(config.database).st_uid
+        if owner != uid:
+            fault = f"{config.database} belongs to {database.user_name(owner)}"
+            hint = f"give it to {config.owner} with its -wal and -shm: "
+            hint += f"chown --no-dereference {config.owner}: {config.database}*"
+    checks.append(Check("database_path", not fault, "no symlink, no stranger's", fault or str(config.database), hint))
     return checks
 
 
-def _fault(path: Path, trusted: set[int | None]) -> tuple[str, str]:
-    for each in [*reversed(path.parents), path]:
+def _taken(config: Config, path: Path) -> tuple[str, str]:
+    """Tell whether a directory of root's is in use: it would become the owner's, with nothing for others."""
+    if not path.is_dir() or path.stat().st_uid != 0 or not any(path.iterdir()):
+        return "", ""
+    return (
+        f"{path} belongs to root and is not empty",
+        f"configure a directory of its own; if it is the application's: chown {config.owner}: {path}",
+    )
+
+
+def _fault(components: list[Path], trusted: Collection[int | None], groups: Collection[int]) -> tuple[str, str]:
+    for each in components:
         if not os.path.lexists(each):
             break
         found = os.lstat(each)
@@ -178,4 +208,6 @@ def _fault(path: Path, trusted: set[int | None]) -> tuple[str, str]:
             return f"{each} belongs to {database.user_name(found.st_uid)}", f"look who uses it: ls -ld {each}"
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
             return f"{each} can be written by everybody", f"take that away: chmod o-w {each}"
+        if found.st_mode & stat.S_IWGRP and found.st_gid in groups and not found.st_mode & stat.S_ISVTX:
+            return f"{each} can be written by the owner's group", f"take that away: chmod g-w {each}"
     return "", ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, packing, resources, schema
+from abathur_db import catalog, database, guarded, host, packing, resources, schema
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
@@ -22,7 +22,7 @@ duration: a drill that comes first says nothing against the backup that comes se
 @contextmanager
 def scratch(config: Config, name: str) -> Iterator[Path]:
     """Give a path for a throwaway database; it and what SQLite puts beside it are gone at the end."""
-    config.scratch_directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(config.scratch_directory)
     with database.throwaway(config.scratch_directory / name) as path:
         yield path
 
@@ -40,19 +40,27 @@ def prove(config: Config, manifest: Manifest, target: Path) -> None:
     try:
         if plain != manifest.plain_sha256:
             raise _differs(manifest, f"the SHA-256 of {manifest.file} unpacked is not that of its manifest")
-        with database.opened(target, 0, immutable=True) as connection:
-            examine(connection, target, manifest.id)
+        with examined(target, f"backup {manifest.id}") as connection:
             _compare(connection, manifest)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def examine(connection: Any, path: Path, name: str) -> None:
-    """Check a closed copy fully, and that it is a database of this schema. Raises Failure."""
-    if found := database.problems(connection, full=True):
-        raise Failure(f"{name} is corrupt: {found[0]}", packing.ANOTHER)
-    schema.plan_existing(connection, path)
+@contextmanager
+def examined(path: Path, name: str) -> Iterator[Any]:
+    """Open a closed copy after a full check, and proof that it is a database of this schema.
+
+    Raises Failure; what it says is of `name`, because the copy is gone when somebody reads it.
+    """
+    try:
+        with database.opened(path, 0, immutable=True) as connection:
+            if found := database.problems(connection, full=True):
+                raise Failure(f"{path} is corrupt: {found[0]}", packing.ANOTHER)
+            schema.plan_existing(connection, path)
+            yield connection
+    except Failure as failure:
+        raise Failure(str(failure).replace(str(path), name), packing.ANOTHER) from None
 
 
 def _compare(connection: Any, manifest: Manifest) -> None:

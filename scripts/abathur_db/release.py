@@ -74,7 +74,8 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         return Result("keep", "kept already, by a deploy that did not end")
     if dry_run:
         return Result("keep", f"would keep release {running}", changed=True)
-    manifest = catalog.find(config, backup) if backup else None
+    # As the owner: root reads nothing in a directory of the application's user.
+    manifest = host.as_owner(config.owner, lambda: _backup(config, backup)) if backup else {}
     partial = config.install_directory / "kept.partial"
     _delete(partial)
     partial.mkdir()
@@ -84,8 +85,8 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         _copy(each, target)
     kept = {
         "release": running,
-        "backup": manifest.id if manifest else None,
-        "user_version": manifest.user_version if manifest else None,
+        "backup": manifest.get("id"),
+        "user_version": manifest.get("user_version"),
         "timers": _timers(),
         "time": runs.now(),
     }
@@ -100,6 +101,17 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
     database.sync(config.install_directory)
     # Not a change of the host that an operator would look for.
     return Result("keep", f"kept release {running}", data=kept)
+
+
+def _backup(config: Config, wanted: str) -> dict[str, Any]:
+    found = catalog.find(config, wanted)
+    return {"id": found.id, "user_version": found.user_version}
+
+
+def _fitting(config: Config, version: int | None) -> dict[str, Any]:
+    """Return the newest backup of a schema version or an older one; any for None."""
+    fitting = [each.id for each in catalog.backups(config) if version is None or each.user_version <= version]
+    return {"id": fitting[0] if fitting else None}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -217,9 +229,9 @@ def _source(config: Config, former: dict[str, Any]) -> str:
         return ""
     if version is not None and former["backup"]:
         return str(former["backup"])
-    for each in catalog.backups(config):
-        if wanted is None or each.user_version <= wanted:
-            return each.id
+    fitting: str | None = host.as_owner(config.owner, lambda: _fitting(config, wanted))["id"]
+    if fitting:
+        return fitting
     raise Failure(
         f"{config.database} cannot be used and there is no backup for the former release",
         "begin anew (the database of now is kept aside): ansible-playbook rollback.yml -e abathur_db_rollback_to=fresh",

@@ -88,8 +88,8 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     packing.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
         raise Failure(f"{path} is empty", packing.ANOTHER)
-    with database.opened(staged, 0, immutable=True) as connection:
-        proof.examine(connection, staged, str(path))
+    with proof.examined(staged, str(path)):
+        pass
     _to_wal(staged)
 
 

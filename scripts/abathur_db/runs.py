@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database
+from abathur_db import database, guarded
 from abathur_db.result import Exit, Failure
 
 
@@ -27,7 +27,7 @@ def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
     `durable`: it is on the disk when this returns, a power cut notwithstanding.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    guarded.write_new(partial, text)
     if durable:
         database.sync(partial)
     os.replace(partial, path)
@@ -43,17 +43,24 @@ def record(state_directory: Path, run: dict[str, Any]) -> None:
         kinds += ["success", "unit"] if run["invocation"] else ["success"]
     for kind in kinds:
         directory = state_directory / kind
-        directory.mkdir(parents=True, exist_ok=True)
+        guarded.directory(directory)
         write_whole(directory / f"{run['command']}.json", text)
+
+
+RECORD: dict[str, Any] = {"ok": False, "summary": "", "hint": "", "finished": "", "invocation": "", "data": {}}
+"""What is read of a record by whoever reads one, and what stands for it where it is absent."""
 
 
 def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] | None:
     """Return the record of a command, None when there is none to be read; `kind`: last, success, unit."""
     try:
-        found = json.loads((state_directory / kind / f"{command}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(guarded.read_text(state_directory / kind / f"{command}.json"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict) or "ok" not in found:
+        return None
+    whole: dict[str, Any] = {**RECORD, **found}
+    return whole if all(isinstance(whole[name], type(value)) for name, value in RECORD.items()) else None
 
 
 @contextmanager
@@ -61,10 +68,16 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
     """Hold the one lock that all commands which change something share.
 
     The kernel frees it when the holder dies, so it never has to be cleared by hand.
-    Raises Failure (BUSY), naming the holder, after `wait_seconds`.
+    Raises Failure (BUSY), naming the holder, after `wait_seconds`; Failure when there can be no lock.
     """
-    state_directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(state_directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    guarded.directory(state_directory)
+    try:
+        descriptor = guarded.opened(state_directory / "lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise Failure(
+            f"{state_directory / 'lock'} cannot be opened: {error.strerror}; nothing was changed",
+            f"look at it: ls -la {state_directory}",
+        ) from None
     try:
         deadline = time.monotonic() + wait_seconds
         while True:

@@ -99,7 +99,13 @@ def expected(version: int) -> Schema:
     """Return what migrations 1 to `version` make."""
     with database.in_memory() as memory:
         for migration in resources.migrations()[:version]:
-            memory.executescript(f"{migration.sql}\nPRAGMA user_version = {migration.number};")
+            try:
+                memory.executescript(f"{migration.sql}\nPRAGMA user_version = {migration.number};")
+            except sqlite3.Error as error:
+                raise Failure(
+                    f"migration {migration.name} cannot be applied, not even to a new database: {error}",
+                    "report it with this message; the former release goes on working with the database",
+                ) from error
         return describe(memory)
 
 

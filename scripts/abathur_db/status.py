@@ -77,7 +77,7 @@ def status(config: Config) -> Result:
     newest = catalog.newest_verified(config)
     drilled = runs.recorded(config.state_directory, "success", "drill")
     data["newest_backup"] = newest.id if newest else None
-    data["recovery_seconds"] = drilled["data"]["recovery_seconds"] if drilled else None
+    data["recovery_seconds"] = drilled["data"].get("recovery_seconds") if drilled else None
     data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
     summary, hint = summarize("status", checks)
     return Result("status", summary, checks=checks, data=data, hint=hint, table=_table(data))
@@ -157,7 +157,7 @@ def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[st
             "ok": last["ok"] if last else None,
             "summary": last["summary"] if last else "never ran",
             "finished": last["finished"] if last else None,
-            "seconds": last["seconds"] if last else None,
+            "seconds": last.get("seconds") if last else None,
             "last_success": success["finished"] if success else None,
             "next_run": timer["NextElapseUSecRealtime"] or None,
         }

@@ -54,13 +54,6 @@ def test_a_preflight_names_all_failures_and_changes_nothing(playbook: Any) -> No
     assert recap(done.stdout, "changed") == {0}
 
 
-def test_a_variable_of_the_wrong_type_is_refused_before_anything_runs(playbook: Any) -> None:
-    done = playbook("deploy.yml", "-e", '{"abathur_db_backup_compression": "rar"}')
-    assert done.returncode != 0
-    assert "value of abathur_db_backup_compression must be one of: zstd, gzip, none, got: rar" in done.stdout
-    assert recap(done.stdout, "changed") == {0}
-
-
 def test_a_job_taken_out_of_the_table_is_retired(playbook: Any) -> None:
     jobs = {"abathur_maintenance_jobs": {"backup": {"calendar": "*-*-* 02:00:00"}}}
     done = playbook("deploy.yml", "-e", json.dumps(jobs))

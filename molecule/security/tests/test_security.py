@@ -1,0 +1,184 @@
+"""A broken-into application gains nothing: the units' rights, what it plants, what it may read; on real hosts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import testinfra
+
+JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
+OURS = "/var/lib/abathur /var/backups/abathur /var/lib/abathur-db"
+PRECIOUS = "what only root may read"
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_has_an_exposure_of_at_most_0_6(host: Any, job: str) -> None:
+    """systemd-analyze counts the threshold in tenths; a plain sandboxed oneshot reaches 0.4 on systemd 252."""
+    verdict = host.run(f"systemd-analyze security --no-pager --threshold=6 abathur-db@{job}.service")
+    assert verdict.rc == 0, verdict.stdout
+
+
+def test_what_needs_the_network_has_an_exposure_of_at_most_1_2(host: Any) -> None:
+    verdict = host.run("systemd-analyze security --no-pager --threshold=12 abathur-db-alert@backup.service")
+    assert verdict.rc == 0, verdict.stdout
+
+
+def test_each_unit_of_the_bundle_is_among_those_that_are_measured(host: Any) -> None:
+    units = host.check_output("find /etc/systemd/system -name 'abathur-db*.service' -printf '%f\n'").split()
+    assert set(units) == {"abathur-db@.service", "abathur-db-alert@.service"}
+
+
+def as_user(host: Any, script: str) -> Any:
+    """Run a script as the application's user."""
+    return host.run(f"runuser -u abathur -- sh -c '{script}'")
+
+
+@pytest.fixture
+def precious(host: Any) -> Iterator[None]:
+    """Put a file on the host that is root's alone, and prove at the end that it is as it was."""
+    host.check_output(f"sh -c 'printf \"{PRECIOUS}\" > /root/precious && chmod 0600 /root/precious'")
+    yield
+    assert host.check_output("stat -c '%U %a %h' /root/precious") == "root 600 1"
+    assert host.check_output("cat /root/precious") == PRECIOUS
+    host.check_output("rm /root/precious")
+
+
+def name_of(host: Any) -> str:
+    """Return the host's name in the inventory."""
+    return str(host.backend.get_pytest_id().removeprefix("ansible://"))
+
+
+PLANTED = (
+    "/var/lib/abathur/.abathur.db.restore",
+    "/var/backups/abathur/abathur_20260101_000000.json",
+    "/var/backups/abathur/.abathur_new.db.partial",
+    "/var/lib/abathur-db/unit/backup.json",
+    "/var/lib/abathur-db/last/validate.json",
+    "/var/lib/abathur-db/checks.json",
+    "/var/lib/abathur-db/sequence",
+)
+
+
+@pytest.mark.parametrize("kind", ["ln -s /root/precious", "mkfifo"])
+@pytest.mark.usefixtures("precious")
+def test_a_deploy_by_root_over_what_the_user_planted_follows_nothing_and_waits_for_nothing(
+    host: Any, playbook: Any, kind: str
+) -> None:
+    for path in PLANTED:
+        as_user(host, f"rm -rf {path}; {kind} {path}")
+    try:
+        # Changes a setting, so that the release is kept, the backup is taken, and everything is validated.
+        done = playbook("deploy.yml", "--limit", name_of(host), "-e", "abathur_db_wal_limit_mb=99")
+        assert PRECIOUS not in done.stdout
+        assert "Traceback" not in done.stdout
+        assert done.returncode == 0 or "which this tool never makes" in done.stdout, done.stdout
+    finally:
+        for path in PLANTED:
+            as_user(host, f"rm -rf {path}")
+    again = playbook("deploy.yml", "--limit", name_of(host))
+    assert again.returncode == 0, again.stdout
+    assert host.check_output(f"find {OURS} -not -user abathur") == ""
+
+
+@pytest.mark.usefixtures("precious")
+def test_a_directory_that_the_user_swaps_for_a_symlink_is_not_given_away(host: Any, playbook: Any) -> None:
+    """The three directories are in ones of root's, so the user cannot; the deploy refuses what root put there."""
+    assert as_user(host, "mv /var/lib/abathur-db /var/lib/other").rc != 0
+    assert as_user(host, "ln -s /root /var/backups/abathur.link").rc != 0
+    host.check_output("sh -c 'mv /var/backups/abathur /var/backups/kept && ln -s /root /var/backups/abathur'")
+    try:
+        done = playbook("deploy.yml", "--limit", name_of(host))
+        owner = host.check_output("stat -c %U /root")
+    finally:
+        host.check_output("sh -c 'rm /var/backups/abathur && mv /var/backups/kept /var/backups/abathur'")
+    assert done.returncode != 0
+    assert "/var/backups/abathur is a symlink to /root" in done.stdout
+    assert owner == "root"
+
+
+@contextmanager
+def swapping(host: Any, path: str) -> Iterator[None]:
+    """Let the user put a symlink, a FIFO and nothing at a path, as fast as it can."""
+    loop = (
+        f"while :; do ln -sfn /root/precious {path}.a; mv -fT {path}.a {path}; rm -f {path}.b; mkfifo {path}.b;"
+        f" mv -fT {path}.b {path}; rm -f {path}; done"
+    )
+    host.check_output(f"systemd-run --unit swapper --uid abathur sh -c '{loop}'")
+    try:
+        yield
+    finally:
+        host.check_output("systemctl stop swapper.service")
+        host.run(f"rm -f {path} {path}.a {path}.b")
+
+
+@pytest.mark.parametrize("path", ["/var/lib/abathur-db/lock", "/var/lib/abathur-db/last/backup.json"])
+@pytest.mark.usefixtures("precious")
+def test_a_race_of_renames_gains_nothing_while_root_and_the_units_run(host: Any, path: str) -> None:
+    with swapping(host, path):
+        for command in ("abathur-db backup", "systemctl start abathur-db@backup", "abathur-db status"):
+            begun = time.monotonic()
+            done = host.run(f"timeout 120 {command}")
+            assert done.rc != 124, f"{command} hung for {time.monotonic() - begun:.0f} s"
+            assert PRECIOUS not in done.stdout + done.stderr
+    host.run("systemctl reset-failed")
+    assert host.run("systemctl start abathur-db@backup").rc == 0
+
+
+def test_remove_told_twice_deletes_links_and_not_what_they_point_to(host: Any, playbook: Any) -> None:
+    host.check_output("sh -c 'mkdir -p /srv/precious && touch /srv/precious/file && chmod 0777 /srv/precious'")
+    as_user(host, "ln -s /srv/precious /var/lib/abathur/link; ln -s /srv/precious /var/backups/abathur/link")
+    twice = {"abathur_db_remove_data": True, "abathur_db_remove_data_really": True}
+    system = {**twice, "abathur_db_install_directory": "/opt", "abathur_db_backup_directory": "//var//backups/"}
+    refused = playbook("playbooks/remove.yml", "--limit", f"{name_of(host)},localhost", "-e", json.dumps(system))
+    assert refused.returncode != 0
+    assert "nothing was removed" in " ".join(refused.stdout.split())
+    assert "changed=0" in refused.stdout
+    done = playbook("playbooks/remove.yml", "--limit", f"{name_of(host)},localhost", "-e", json.dumps(twice))
+    assert done.returncode == 0, done.stdout
+    assert host.file("/srv/precious/file").exists
+    assert not host.file("/var/lib/abathur").exists
+    again = playbook("deploy.yml", "--limit", name_of(host))
+    assert again.returncode == 0, again.stdout
+
+
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_a_run_by_root_leaves_files_of_the_owner_alone_whatever_the_umask(host: Any, umask: str) -> None:
+    host.check_output(f"sh -c 'umask {umask}; abathur-db backup; abathur-db drill; abathur-db analyze'")
+    assert host.check_output(f"find {OURS} -perm /077") == ""
+    assert host.check_output(f"find {OURS} -not -user abathur") == ""
+
+
+def test_no_row_s_text_is_in_the_journal_a_command_line_or_a_record(host: Any) -> None:
+    statement = "INSERT INTO sessions (id, app_name, user_id, metadata) VALUES ('hunter2', 'a', 'b', '\"hunter2\"')"
+    program = (
+        f"import sqlite3; sqlite3.connect('/var/lib/abathur/abathur.db', isolation_level=None).execute({statement!r})"
+    )
+    encoded = base64.b64encode(program.encode()).decode()
+    host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
+    watch = "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null; done | grep -a -o hunter[2] > /root/seen"
+    host.check_output(f"systemd-run --unit watcher sh -c '{watch}'")
+    try:
+        for job in JOBS:
+            host.check_output(f"systemctl start abathur-db@{job}")
+        host.check_output("abathur-db validate")
+    finally:
+        host.run("systemctl stop watcher.service")
+    # In brackets, so that these commands do not find themselves.
+    assert host.check_output("cat /root/seen") == ""
+    assert host.run("journalctl --no-pager -u 'abathur-db*' | grep hunter[2]").stdout == ""
+    assert (
+        host.run("grep -r hunter[2] /var/lib/abathur-db /etc/abathur-db.toml /var/backups/abathur --include=*.json").rc
+        == 1
+    )

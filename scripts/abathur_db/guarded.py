@@ -1,0 +1,97 @@
+"""Small files in directories where somebody else may have planted something: never followed, never waited for.
+
+The data and state directories belong to the application's user. One that was broken into can put a
+symlink, a FIFO or a hard link at any name in them, at any moment; so what is opened is looked at once
+it is open, and what is written gets a new file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from abathur_db.result import Failure
+
+LIMIT = 1 << 20
+"""Bytes that a record or a manifest may have; real ones have some thousands."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file.
+
+    Raises Failure when it is anything but a regular file of a sensible size, OSError and
+    UnicodeDecodeError as open() does.
+    """
+    descriptor = opened(path, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb") as stream:
+        data = stream.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise _planted(path, f"has more than {LIMIT} bytes")
+    return data.decode("utf-8")
+
+
+def opened(path: Path, flags: int) -> int:
+    """Open a regular file and return its descriptor: no symlink, no FIFO, no device, no second name of another file.
+
+    Raises Failure for one of those, OSError as open(2) does.
+    """
+    try:
+        # Non-blocking: a FIFO without a writer would be waited for for ever.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise _planted(path, f"is a symbolic link to {os.readlink(path)}") from None
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise _planted(path, "is not a regular file") from None
+        raise
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    what = "is another file's second name (a hard link)" if stat.S_ISREG(found.st_mode) else "is not a regular file"
+    raise _planted(path, what)
+
+
+def clear(path: Path) -> None:
+    """Delete what a killed run left at a path, or what was planted there; a directory is nobody's leftover.
+
+    Raises Failure for a directory, OSError as unlink(2) does.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        if not path.is_dir():
+            raise
+        raise _planted(path, "is a directory") from None
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is new whatever was at `path`. Raises Failure when a directory is there, and OSError."""
+    clear(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def directory(path: Path) -> None:
+    """Make a directory unless it is there, for its owner alone; what is there must be one itself, not a link to one.
+
+    Raises Failure.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        raise _planted(path, "is not a directory") from None
+    except OSError as error:
+        raise Failure(f"{path} cannot be made: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
+    if path.is_symlink():
+        raise _planted(path, f"is a symbolic link to {os.readlink(path)}")
+
+
+def _planted(path: Path, what: str) -> Failure:
+    return Failure(
+        f"{path} {what}, which this tool never makes; it was not followed and nothing was changed",
+        f"find out who put it there (ls -la {path.parent}), then move it away: mv {path} {path}.planted",
+    )

@@ -1,0 +1,188 @@
+"""Bad variables: refused by the argument specs and the preflight, each in a sentence, before a host is changed.
+
+One deploy in check mode against this machine, with a host of the inventory for each case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import cli
+from databases import ROOT
+from test_contract import specs
+
+Case = tuple[dict[str, Any], str]
+
+
+def jobs(table: Any, says: str) -> Case:
+    return {"abathur_maintenance_jobs": table}, says
+
+
+def calendar(text: str, why: str) -> Case:
+    # A line break reads as a space here.
+    said = " ".join(map(re.escape, text.split()))
+    return jobs({"backup": {"calendar": text}}, f"FAIL calendar_backup '{said}', which systemd {why}")
+
+
+CASES: dict[str, Case] = {
+    "a text as number": (
+        {"abathur_db_busy_timeout_ms": "soon"},
+        "abathur_db_busy_timeout_ms' is of type str .* to int",
+    ),
+    "a fraction as number": (
+        {"abathur_db_backup_keep_daily": 1.5},
+        "abathur_db_backup_keep_daily' is of type .* to int",
+    ),
+    "a list as number": ({"abathur_db_wal_limit_mb": [1]}, "abathur_db_wal_limit_mb' is of type list .* to int"),
+    "a negative number": (
+        {"abathur_db_backup_keep_daily": -1},
+        "has backup_keep_daily = -1, which is not a whole number",
+    ),
+    "an unknown choice": (
+        {"abathur_db_backup_compression": "rar"},
+        "value of abathur_db_backup_compression must be one of: zstd, gzip, none, got: rar",
+    ),
+    "a number as list": ({"abathur_db_validation_sessions": {"ten": 10}}, "abathur_db_validation_sessions' .* to list"),
+    "a text as list": (
+        {"abathur_db_application_units": "a.service"},
+        "application_units = 'a.service', which is not a list",
+    ),
+    "root as owner": ({"abathur_db_owner": "root"}, "has owner = 'root', which is not the name of a system user other"),
+    "a database right in /": (
+        {"abathur_db_database": "/abathur.db"},
+        "database = '/abathur.db', but / is the system's",
+    ),
+    "a database right in /etc": (
+        {"abathur_db_database": "/etc/a.db"},
+        "database = '/etc/a.db', but /etc is the system's",
+    ),
+    "a database right in /var/lib": ({"abathur_db_database": "/var/lib/a.db"}, "but /var/lib is the system's"),
+    "backups in /home": ({"abathur_db_backup_directory": "/home/b"}, "backup_directory = '/home/b', but /home is the"),
+    "a relative path": ({"abathur_db_state_directory": "state"}, "state_directory = 'state', which is not an absolute"),
+    "a job that is no command": jobs(
+        {"conquer": {"calendar": "daily"}}, "conquer.* Supported parameters include: analyze, "
+    ),
+    "a job that needs an argument": jobs(
+        {"restore": {"calendar": "daily"}}, "restore.* Supported parameters include: "
+    ),
+    "a job without calendar": jobs({"backup": {}}, "missing required arguments: calendar found in"),
+    "a job with an unknown key": jobs(
+        {"backup": {"calendar": "daily", "at": 5}}, "at. Supported parameters include: calendar"
+    ),
+    "jobs as list": jobs(["backup"], "abathur_maintenance_jobs' is of type list .* to dict"),
+    "a calendar that is none": calendar("every tea time", "does not understand"),
+    "a calendar with an impossible hour": calendar("*-*-* 25:00:00", "does not understand"),
+    "a calendar with a setting of its own": calendar("daily\nOnBootSec=1", "does not understand"),
+    "a calendar of the past": calendar("2020-01-01", "never reaches"),
+    "an empty calendar": calendar("", "does not understand"),
+    "a jitter that is no time": (
+        {"abathur_maintenance_jitter": "a bit"},
+        "FAIL timespan_abathur_maintenance_jitter 'a bit', which systemd does not",
+    ),
+    "a negative timeout": (
+        {"abathur_maintenance_timeout": "-1h"},
+        "FAIL timespan_abathur_maintenance_timeout '-1h', which systemd does not",
+    ),
+    "an alert without path": (
+        {"abathur_maintenance_alert_command": "mail root"},
+        'abathur_maintenance_alert_command is "mail root", which is not one line with an absolute path',
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what a deploy in check mode says of each case; `recap` is its end."""
+    common = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        # One is enough for what is not about the table.
+        "abathur_maintenance_jobs": {"backup": {"calendar": "daily"}},
+    }
+    hosts = {name.replace(" ", "-").replace("/", "."): {**common, **case[0]} for name, case in CASES.items()}
+    inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
+    inventory.write_text(json.dumps({"abathur": {"hosts": hosts}}))
+    done = deploy(inventory)
+    answers = dict.fromkeys(CASES, "")
+    for name in CASES:
+        host = re.escape(name.replace(" ", "-").replace("/", "."))
+        answers[name] = "\n".join(re.findall(rf"^(?:fatal|failed): \[{host}\].*", done, re.MULTILINE))
+    answers["recap"] = done.rpartition("PLAY RECAP")[2]
+    return answers
+
+
+def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> str:
+    done = subprocess.run(
+        ["ansible-playbook", playbook, "--check", "-i", inventory, *arguments],
+        cwd=ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_FORKS": "4",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_variable_is_refused_in_a_sentence(said: dict[str, str], case: str) -> None:
+    told = " ".join(said[case].replace('\\"', '"').replace("\\\\", "\\").replace("\\n", " ").split())
+    assert re.search(CASES[case][1].replace("\\\\n", " "), told), told
+
+
+def test_no_task_changed_anything(said: dict[str, str]) -> None:
+    assert set(re.findall(r"changed=(\d+)", said["recap"])) == {"0"}
+    assert len(re.findall(r"failed=1", said["recap"])) == len(CASES)
+
+
+def test_a_variable_on_the_command_line_is_checked_as_well(tmp_path: Path) -> None:
+    (tmp_path / "hosts.json").write_text(
+        json.dumps({"abathur": {"hosts": {"one": {"ansible_connection": "local", "ansible_become": False}}}})
+    )
+    told = deploy(tmp_path / "hosts.json", "-e", "abathur_db_minimum_free_mb=plenty")
+    assert "abathur_db_minimum_free_mb' is of type str and we were unable to convert to int" in told
+    assert "changed=0" in told
+
+
+REMOVED = {
+    "/opt": "abathur_db_install_directory",
+    "/usr/local/bin/": "abathur_db_install_directory",
+    "/etc/abathur/a.db": "abathur_db_database",
+    "/a.db": "abathur_db_database",
+    "//var//backups/": "abathur_db_backup_directory",
+    "/var/lib/x/../../lib": "abathur_db_state_directory",
+}
+
+
+def test_a_removal_stops_at_a_directory_of_the_system_s(tmp_path: Path) -> None:
+    common = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    hosts = {f"h{number}": {**common, name: path} for number, (path, name) in enumerate(REMOVED.items())}
+    hosts["sound"] = {**common, "abathur_db_install_directory": "/usr/local/lib/abathur-db"}
+    (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": hosts}}))
+    told = deploy(tmp_path / "hosts.json", playbook="playbooks/remove.yml")
+    for number, (path, name) in enumerate(REMOVED.items()):
+        said = re.findall(rf"^failed: \[h{number}\].*", told, re.MULTILINE)
+        shown = path.rpartition("/")[0] or "/" if name == "abathur_db_database" else path
+        assert f'{name} is \\"{shown}\\", in a place of the system\'s' in "".join(said), path
+        assert re.search(rf"^h{number} +: .*changed=0 .*failed=1", told, re.MULTILINE)
+    assert re.search(r"^sound +: .*failed=0", told, re.MULTILINE)
+
+
+def test_what_can_be_a_job_is_a_command_that_needs_no_argument_locks_and_leaves_a_record() -> None:
+    for name in specs("abathur_maintenance")["abathur_maintenance_jobs"]["options"]:
+        command = cli.COMMANDS[name]
+        assert (command.lock, command.recorded) == (True, True), name
+        assert command.positional is None or "nargs" in command.positional[1], name

@@ -1,0 +1,88 @@
+"""Small files where somebody may have planted something: told in a sentence, never followed, never waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from abathur_db import guarded
+from abathur_db.result import Failure
+
+
+def hard_link(path: Path) -> None:
+    path.with_name("other").write_text("its first name")
+    path.hardlink_to(path.with_name("other"))
+
+
+PLANTED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a symlink": (lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link to /etc/passwd"),
+    "a symlink to nothing": (lambda path: path.symlink_to("none"), "is a symbolic link to none"),
+    "a FIFO": (os.mkfifo, "is not a regular file"),
+    "a directory": (Path.mkdir, "is not a regular file"),
+    "a device": (lambda path: os.mknod(path, 0o020666, os.makedev(1, 3)), "is not a regular file"),
+    "a hard link": (hard_link, "is another file's second name"),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_what_is_planted_is_neither_read_nor_opened_for_writing(tmp_path: Path, case: str) -> None:
+    make, message = PLANTED[case]
+    make(tmp_path / "file")
+    with pytest.raises(Failure, match=message):
+        guarded.read_text(tmp_path / "file")
+    with pytest.raises(Failure, match=message):
+        guarded.opened(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+
+
+def test_a_new_file_takes_the_place_of_what_was_planted_and_leaves_what_it_pointed_to(tmp_path: Path) -> None:
+    for plant in (lambda path: path.symlink_to(tmp_path / "precious"), os.mkfifo, hard_link):
+        (tmp_path / "precious").write_text("untouched")
+        (tmp_path / "file").unlink(missing_ok=True)
+        plant(tmp_path / "file")
+        guarded.write_new(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "new"
+        assert (tmp_path / "precious").read_text() == "untouched"
+    assert (tmp_path / "other").read_text() == "its first name"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        guarded.directory(tmp_path / "directory")
+        guarded.write_new(tmp_path / "directory/file", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "directory").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "directory/file").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_is_one_itself(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "file").touch()
+    guarded.directory(tmp_path / "real")
+    with pytest.raises(Failure, match="is a symbolic link to real"):
+        guarded.directory(tmp_path / "link")
+    with pytest.raises(Failure, match="is not a directory"):
+        guarded.directory(tmp_path / "file")
+    with pytest.raises(Failure, match="cannot be made: Not a directory"):
+        guarded.directory(tmp_path / "file/below")
+
+
+def test_an_error_of_another_kind_is_the_systems_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        guarded.read_text(tmp_path / "none")
+
+
+def test_a_leftover_that_cannot_be_deleted_is_the_systems_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    with pytest.raises(PermissionError):
+        guarded.clear(tmp_path / "file")
