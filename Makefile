@@ -14,7 +14,7 @@ SIZE ?= 1
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
-export PATH := $(CURDIR)/$(VENV):$(PATH)
+export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
 .PHONY: help deploy destroy ssh tool venv test lint unit molecule bench lock docs clean packages-host packages-test
 
@@ -75,8 +75,14 @@ venv: .venv/lock ## install the pinned Python packages into .venv
 packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
 
-packages-test: packages-host
+packages-test: packages-host .cache/promtool
 	@.ci/packages podman runc zstd
+
+# Out of its package: installed, it would bring a server along that starts and listens.
+.cache/promtool:
+	@mkdir -p .cache/prometheus && cd .cache/prometheus && $(SUDO) apt-get update -qq && $(SUDO) apt-get download -qq -o APT::Sandbox::User=root prometheus
+	@dpkg-deb --fsys-tarfile .cache/prometheus/prometheus_*.deb | tar -x -C .cache --strip-components=3 ./usr/bin/promtool
+	@rm -r .cache/prometheus
 
 lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \

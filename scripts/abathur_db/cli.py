@@ -100,6 +100,10 @@ COMMANDS = {
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),
+    # Not the common lock: a backup may hold it for long. See metrics.collect.
+    "metrics": Command(
+        "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True
+    ),
     "keep": Command(
         "release:keep",
         "keep the release that runs, for a rollback; the deploy calls it",

@@ -44,6 +44,8 @@ class Config:
     vacuum_slice_ms: int
     vacuum_pause_ms: int
     vacuum_minimum_percent: int
+    metrics_textfile: str
+    metrics_keep_days: int
     validation_sessions: list[int]
     validation_seconds: int
     validation_p99_ms: int
@@ -128,6 +130,8 @@ def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
         expected = "an absolute path"
     else:
         good, expected = isinstance(value, str), "text"
+        if name == "metrics_textfile":
+            good, expected = good and (not value or value.startswith("/")), "an absolute path, or empty"
     if not good:
         raise _invalid(origin, f"has {name} = {value!r}, which is not {expected}")
     return Path(value) if wanted is Path else value
