@@ -154,13 +154,13 @@ def test_each_job_has_its_last_result_success_and_due_time(conf: Config, timers:
     )
     result = metrics.collect(replace(conf, owner="root"))
     values = found(result)
-    assert values['job_ok{job="backup"}'] == "0.0"
-    assert values['job_seconds{job="backup"}'] == "1.5"
+    assert values['job_ok{job_name="backup"}'] == "0.0"
+    assert values['job_seconds{job_name="backup"}'] == "1.5"
     succeeded = datetime.fromisoformat(RUN["finished"]).timestamp()
-    assert float(values['job_last_success_timestamp_seconds{job="backup"}']) == succeeded
-    assert float(values['job_due_timestamp_seconds{job="backup"}']) == succeeded + 1.5 * 86400
-    assert values['job_last_success_timestamp_seconds{job="metrics"}'] == "0"
-    assert 'job_due_timestamp_seconds{job="metrics"}' not in values
+    assert float(values['job_last_success_timestamp_seconds{job_name="backup"}']) == succeeded
+    assert float(values['job_due_timestamp_seconds{job_name="backup"}']) == succeeded + 1.5 * 86400
+    assert values['job_last_success_timestamp_seconds{job_name="metrics"}'] == "0"
+    assert 'job_due_timestamp_seconds{job_name="metrics"}' not in values
     assert not any("gone" in line for line in values)
     assert timers.is_dir()
 
@@ -168,14 +168,14 @@ def test_each_job_has_its_last_result_success_and_due_time(conf: Config, timers:
 def test_a_job_that_never_ran_is_due_from_the_time_that_its_timer_was_enabled(conf: Config, timers: Path) -> None:
     os.utime(timers / "abathur-db@backup.timer", (0, 1_000_000), follow_symlinks=False)
     values = found(metrics.collect(replace(conf, owner="root")))
-    assert 'job_ok{job="backup"}' not in values
-    assert float(values['job_due_timestamp_seconds{job="backup"}']) == 1_000_000 + 1.5 * 86400
+    assert 'job_ok{job_name="backup"}' not in values
+    assert float(values['job_due_timestamp_seconds{job_name="backup"}']) == 1_000_000 + 1.5 * 86400
 
 
 def test_a_job_without_a_period_has_no_due_time(conf: Config, timers: Path) -> None:
     (timers / "abathur-db@backup.timer").write_text("[Timer]\nOnBootSec=1\n")
     values = found(metrics.collect(replace(conf, owner="root")))
-    assert 'job_due_timestamp_seconds{job="backup"}' not in values
+    assert 'job_due_timestamp_seconds{job_name="backup"}' not in values
 
 
 def test_the_table_has_one_row_for_each_run_of_a_job(conf: Config, timers: Path) -> None:

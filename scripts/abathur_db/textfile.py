@@ -10,6 +10,9 @@ from abathur_db import runs
 
 PREFIX = "abathur_db_"
 
+LABELS = {"job": "job_name"}
+"""Labels with another name here: `job` is Prometheus' own, and one of ours would arrive as `exported_job`."""
+
 HELP = {
     "up": "1 when the database could be opened and read.",
     "collection_timestamp_seconds": "When these values were collected.",
@@ -54,7 +57,7 @@ class Sample:
 
     def __str__(self) -> str:
         """Return the sample as a line of the text format."""
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in self.labels.items())
+        labels = ",".join(f'{LABELS.get(name, name)}="{_escaped(value)}"' for name, value in self.labels.items())
         return f"{PREFIX}{self.name}{'{' + labels + '}' if labels else ''} {self.value!r}"
 
 
