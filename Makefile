@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback
+SCENARIO ?= default upgrade timers rollback monitoring
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -54,7 +54,7 @@ lint: venv ## check style and types of Python, YAML, roles and shell
 	mypy
 	yamllint --strict .
 	ansible-lint
-	shellcheck .ci/run .ci/packages .ci/venv
+	shellcheck .ci/run .ci/packages .ci/venv molecule/monitoring/sendmail molecule/monitoring/page-me
 
 unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests

@@ -123,9 +123,9 @@ def expectation(alert: str, case: Case) -> dict[str, Any]:
         metric, _, labels = name.partition("{")
         inside = f"{labels},{HOST}" if labels else HOST
         series.append({"series": f"abathur_db_{metric}{{{inside}}}", "values": values})
-    labels = {"alertname": alert, "alertstate": "firing", "instance": "a:9100", "job": "node", **case.labels}
-    labels["severity"] = alerts()[alert]["labels"]["severity"]
-    sample = f"ALERTS{{{','.join(f'{name}={chr(34)}{value}{chr(34)}' for name, value in labels.items())}}}"
+    about = {"alertname": alert, "alertstate": "firing", "instance": "a:9100", "job": "node", **case.labels}
+    about["severity"] = alerts()[alert]["labels"]["severity"]
+    sample = f"ALERTS{{{','.join(f'{name}={chr(34)}{value}{chr(34)}' for name, value in about.items())}}}"
     expected = [
         {
             "expr": f'ALERTS{{alertname="{alert}",alertstate="firing"}}',

@@ -144,10 +144,21 @@ COMMANDS = {
         arguments=(("--release", {"default": "", "help": "the release that will be installed"}),),
     ),
     "alert": Command(
-        "status:alert",
-        "say why a job failed; systemd calls it",
+        "alerts:alert",
+        "say why a job failed, and tell whoever has to know; systemd calls it",
         takes_database=False,
-        arguments=(("job", {"help": "the job that failed"}),),
+        arguments=(
+            ("job", {"help": "the job that failed"}),
+            ("--command", {"default": "", "help": "a command to run, with the job added and the alert as its input"}),
+            ("--mail", {"default": "", "metavar": "ADDRESS", "help": "send it by sendmail"}),
+            ("--webhook", {"action": "store_true", "help": "post it to the address in the credential webhook"}),
+        ),
+    ),
+    "ping": Command(
+        "alerts:ping",
+        "tell a dead man's switch that a job succeeded; systemd calls it",
+        takes_database=False,
+        arguments=(("job", {"help": "the job that succeeded"}),),
     ),
 }
 

@@ -201,6 +201,16 @@ def period_seconds(calendar: str) -> float | None:
     return (second - first).total_seconds()
 
 
+def journal(job: str, invocation: str, lines: int) -> list[str]:
+    """Return the last lines that a job's unit said, in one run of it if systemd told its ID."""
+    if not shutil.which("journalctl"):
+        return []
+    which = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", f"abathur-db@{job}.service"]
+    command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={lines}", *which]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.stdout.decode(errors="replace").splitlines()
+
+
 def unit_properties(unit: str, *names: str) -> dict[str, str]:
     """Return properties of a unit as systemd states them; empty where systemd is not running."""
     lines = systemctl("show", unit, "--property", ",".join(names))
