@@ -102,10 +102,14 @@ def test_the_types_of_the_specification_are_those_of_the_dataclass() -> None:
 
 def test_every_job_is_a_command_that_locks_and_records() -> None:
     jobs = defaults("abathur_maintenance")["abathur_maintenance_jobs"]
-    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check", "drill", "metrics"}
+    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check", "drill", "metrics", "retain"}
     # The collector never waits for another job: tests/test_metrics.py.
     assert [job for job in jobs if not (cli.COMMANDS[job].lock or job == "metrics")] == []
     assert [job for job in jobs if not cli.COMMANDS[job].recorded] == []
+
+
+def test_the_job_that_changes_rows_of_the_application_is_off_until_it_is_asked_for() -> None:
+    assert defaults("abathur_maintenance")["abathur_maintenance_disabled_jobs"] == ["retain"]
 
 
 def test_no_two_jobs_begin_at_one_moment() -> None:

@@ -100,6 +100,13 @@ COMMANDS = {
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),
+    "retain": Command(
+        "retain:retain",
+        "soft-delete old episodic memories and archive old sessions, as the stored policy says",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+    ),
     # Not the common lock: a backup may hold it for long. See metrics.collect.
     "metrics": Command(
         "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True

@@ -46,6 +46,7 @@ class Config:
     vacuum_minimum_percent: int
     metrics_textfile: str
     metrics_keep_days: int
+    retain_session_days: int
     validation_sessions: list[int]
     validation_seconds: int
     validation_p99_ms: int
