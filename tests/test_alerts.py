@@ -232,7 +232,7 @@ def test_a_command_of_ones_own_gets_job_result_and_journal(
         tmp_path / "page me",
         f'echo paged; echo "$@" "$ABATHUR_JOB" "$ABATHUR_RESULT" > {tmp_path}/got; cat >> {tmp_path}/got',
     )
-    result = alerts.alert(failed, "backup", command=f"'{page}' --loud")
+    result = alerts.alert(failed, "backup", run=f"'{page}' --loud")
     assert result.ok
     assert result.checks[0].measured == "paged"
     lines = (tmp_path / "got").read_text().splitlines()
@@ -245,12 +245,12 @@ def test_a_command_that_fails_or_is_absent_is_told_and_the_other_ways_go_on(
     failed: Config, tmp_path: Path, listener: Listener, credentials: Path
 ) -> None:
     (credentials / "webhook").write_text(listener.address)
-    result = alerts.alert(failed, "backup", command=str(tmp_path / "none"), webhook=True)
+    result = alerts.alert(failed, "backup", run=str(tmp_path / "none"), webhook=True)
     assert [check.ok for check in result.checks] == [False, True]
     assert "none cannot be run: No such file or directory" in result.checks[0].measured
     assert result.summary == "job backup failed: the disk is full"
     assert not result.ok
-    assert alerts.alert(failed, "backup", command="false").checks[0].measured == "false ended with 1: "
+    assert alerts.alert(failed, "backup", run="false").checks[0].measured == "false ended with 1: "
 
 
 def test_the_same_news_goes_out_once_an_hour_by_each_way(failed: Config, listener: Listener, credentials: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_same_news_goes_out_once_an_hour_by_each_way(failed: Config, listene
 
     assert [told(), told()] == [1, 1]
     assert alerts.alert(failed, "backup", webhook=True).checks[0].measured.startswith("the same was told")
-    assert alerts.alert(failed, "backup", command="true").checks[0].measured == "told"
+    assert alerts.alert(failed, "backup", run="true").checks[0].measured == "told"
     # Another sentence, an hour that passed, a success in between, a memory that is no memory: told again.
     runs.record(failed.state_directory, {**FAILED, "summary": "another"})
     assert told() == 2

@@ -130,3 +130,10 @@ def test_every_command_that_the_readme_names_exists() -> None:
     assert set(re.findall(r"`make ([a-z]+)", text)) - targets == set()
     playbooks = set(re.findall(r"(playbooks/[a-z]+\.yml)", text))
     assert [name for name in playbooks if not (ROOT / name).exists()] == []
+
+
+def test_no_argument_of_a_command_takes_the_place_of_another_one() -> None:
+    for name, command in cli.COMMANDS.items():
+        added = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
+        assert not set(added) & {"command", "database", "config", "json", "dry_run"}, name
+        assert len(set(added)) == len(added), name

@@ -65,14 +65,14 @@ def readable(news: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def alert(config: Config, job: str, command: str = "", mail: str = "", webhook: bool = False) -> Result:
+def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool = False) -> Result:
     """Say in one sentence why a job's unit failed, and send it the ways that are named.
 
     A way that fails is a failed check; the others are gone all the same.
     """
     news = compose(config, job)
     ways: dict[str, tuple[object, Callable[[], str]]] = {
-        "command": (command, lambda: _run(command, news)),
+        "command": (run, lambda: _run(run, news)),
         "mail": (mail, lambda: _mail(mail, news)),
         "webhook": (webhook, lambda: _post(news)),
     }

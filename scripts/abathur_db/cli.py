@@ -156,7 +156,14 @@ COMMANDS = {
         takes_database=False,
         arguments=(
             ("job", {"help": "the job that failed"}),
-            ("--command", {"default": "", "help": "a command to run, with the job added and the alert as its input"}),
+            (
+                "--run",
+                {
+                    "default": "",
+                    "metavar": "COMMAND",
+                    "help": "a command to run, with the job added and the alert as its input",
+                },
+            ),
             ("--mail", {"default": "", "metavar": "ADDRESS", "help": "send it by sendmail"}),
             ("--webhook", {"action": "store_true", "help": "post it to the address in the credential webhook"}),
         ),
