@@ -28,6 +28,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a text as list": ({"application_units": "x"}, "has application_units = 'x', which is not a list of names"),
     "an empty list": ({"validation_sessions": []}, "validation_sessions = [], which is not a list of whole numbers"),
     "a number as owner": ({"owner": 5}, "has owner = 5, which is not text"),
+    "a relative textfile": ({"metrics_textfile": "a.prom"}, "'a.prom', which is not an absolute path, or empty"),
     "another compression": ({"backup_compression": "rar"}, "'rar', which is none of: zstd, gzip, none"),
 }
 
