@@ -98,6 +98,11 @@ def test_the_textfile_is_for_everybody_and_only_the_owner_can_write_beside_it(ho
     assert host.file("/var/lib/prometheus/node-exporter").user == "root"
 
 
+def test_this_debians_promtool_finds_no_fault_with_the_textfile(host: Any) -> None:
+    checked = host.run(f"promtool check metrics < {TEXTFILE}")
+    assert (checked.rc, checked.stderr) == (0, "")
+
+
 def test_a_second_deploy_changes_nothing(playbook: Any) -> None:
     done = playbook("deploy.yml", "--tags", "host,units,timers,exporter,rules")
     assert done.returncode == 0, done.stdout
