@@ -41,6 +41,10 @@ def test_an_alert_by_hand_tells_of_the_last_run(conf: Config) -> None:
     assert alerts.alert(conf, "backup").summary == "job backup failed: the disk is full"
 
 
+def test_an_alert_to_try_the_ways_does_not_pretend_a_failure(conf: Config) -> None:
+    assert alerts.alert(conf, "backup").summary == "job backup did not fail; this alert was started by hand"
+
+
 def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own record is of an earlier run."""
     runs.record(conf.state_directory, FAILED)

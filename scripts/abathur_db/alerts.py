@@ -44,14 +44,16 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
     own_words = last is not None and not last["ok"] and last["invocation"] == invocation
     if last is not None and (own_words or (not outcome and not last["ok"])):
-        sentence, hint = last["summary"], last["hint"]
+        sentence, hint = f"failed: {last['summary']}", last["hint"]
+    elif outcome in ("", "success"):
+        sentence, hint = "did not fail; this alert was started by hand", f"journalctl -u abathur-db@{job} -n 50"
     else:
-        sentence = f"ended with {outcome or 'an unknown result'} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
+        sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
         hint = f"see why: journalctl -u abathur-db@{job} -n 50"
     return {
         "job": job,
         "result": outcome,
-        "summary": f"job {job} failed: {sentence}",
+        "summary": f"job {job} {sentence}",
         "hint": hint,
         "host": socket.gethostname(),
         "time": runs.now(),
