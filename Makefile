@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback security
+SCENARIO ?= default upgrade timers rollback security monitoring
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -18,7 +18,7 @@ LOAD ?= 600
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
-export PATH := $(CURDIR)/$(VENV):$(PATH)
+export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
 .PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench lock docs clean packages-host packages-test packages-faults
 
@@ -59,7 +59,7 @@ lint: venv ## check style and types of Python, YAML, roles and shell
 	mypy
 	yamllint --strict .
 	ansible-lint
-	shellcheck .ci/run .ci/packages .ci/venv
+	shellcheck .ci/run .ci/packages .ci/venv molecule/monitoring/sendmail molecule/monitoring/page-me
 
 unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests
@@ -89,11 +89,17 @@ venv: .venv/lock ## install the pinned Python packages into .venv
 packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
 
-packages-test: packages-host
+packages-test: packages-host .cache/promtool
 	@.ci/packages podman runc zstd
 
 packages-faults: packages-host
 	@.ci/packages strace zstd mkfs.ext4:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils
+
+# Out of its package: installed, it would bring a server along that starts and listens.
+.cache/promtool:
+	@mkdir -p .cache/prometheus && cd .cache/prometheus && $(SUDO) apt-get update -qq && $(SUDO) apt-get download -qq -o APT::Sandbox::User=root prometheus
+	@dpkg-deb --fsys-tarfile .cache/prometheus/prometheus_*.deb | tar -x -C .cache --strip-components=3 ./usr/bin/promtool
+	@rm -r .cache/prometheus
 
 lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \

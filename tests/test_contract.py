@@ -103,8 +103,14 @@ def test_the_types_of_the_specification_are_those_of_the_dataclass() -> None:
 
 def test_every_job_is_a_command_that_locks_and_records() -> None:
     jobs = defaults("abathur_maintenance")["abathur_maintenance_jobs"]
-    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check", "drill"}
-    assert [job for job in jobs if not (cli.COMMANDS[job].lock and cli.COMMANDS[job].recorded)] == []
+    assert set(jobs) == {"backup", "analyze", "vacuum", "integrity-check", "drill", "metrics", "retain"}
+    # The collector never waits for another job: tests/test_metrics.py.
+    assert [job for job in jobs if not (cli.COMMANDS[job].lock or job == "metrics")] == []
+    assert [job for job in jobs if not cli.COMMANDS[job].recorded] == []
+
+
+def test_the_job_that_changes_rows_of_the_application_is_off_until_it_is_asked_for() -> None:
+    assert defaults("abathur_maintenance")["abathur_maintenance_disabled_jobs"] == ["retain"]
 
 
 def test_no_two_jobs_begin_at_one_moment() -> None:
@@ -125,3 +131,10 @@ def test_every_command_that_the_readme_names_exists() -> None:
     assert set(re.findall(r"`make ([a-z]+)", text)) - targets == set()
     playbooks = set(re.findall(r"(playbooks/[a-z]+\.yml)", text))
     assert [name for name in playbooks if not (ROOT / name).exists()] == []
+
+
+def test_no_argument_of_a_command_takes_the_place_of_another_one() -> None:
+    for name, command in cli.COMMANDS.items():
+        added = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
+        assert not set(added) & {"command", "database", "config", "json", "dry_run"}, name
+        assert len(set(added)) == len(added), name

@@ -25,6 +25,7 @@ def wanted(tmp_path: Path) -> dict[str, Any]:
     file.write_text("content\n")
     file.chmod(0o640)
     link.symlink_to("release")
+    (tmp_path / "kept.timer").touch()
     return {
         "host": {"directories": [{"path": str(directory), "mode": "0700", **ME}]},
         "tool": {
@@ -34,7 +35,7 @@ def wanted(tmp_path: Path) -> dict[str, Any]:
             ],
             "links": [{"path": str(link), "src": "release", **ME}],
         },
-        "units": {"only": {"directory": str(tmp_path), "pattern": "*.timer", "names": []}},
+        "units": {"only": [{"directory": str(tmp_path), "patterns": ["*.timer"], "names": ["kept.timer"]}]},
     }
 
 
@@ -61,7 +62,7 @@ def replaced(home: Path) -> None:
         (lambda home: (home / "file").chmod(0o644), "tool", "{}/file has mode 0644, not 0640"),
         (lambda home: (home / "file").write_text("other"), "tool", "{}/file has another content"),
         (relinked, "tool", "{}/current points to other, not release"),
-        (lambda home: (home / "old.timer").touch(), "units", "old.timer is left from an earlier deploy"),
+        (lambda home: (home / "old.timer").touch(), "units", "{}/old.timer is left from an earlier deploy"),
     ],
 )
 def test_each_difference_is_a_sentence_in_its_part(

@@ -155,3 +155,16 @@ def test_sizes_are_said_in_units_that_fit() -> None:
 def test_the_time_since_the_start_grows() -> None:
     before = host.seconds_since_boot()
     assert 0 < before <= host.seconds_since_boot()
+
+
+def test_the_period_of_a_calendar_expression_is_what_systemd_says() -> None:
+    assert host.period_seconds("*-*-* 02:00:00") == 86400
+    assert host.period_seconds("Sun *-*-* 03:30:00") == 7 * 86400
+    assert host.period_seconds("*:0/5") == 300
+    assert host.period_seconds("2020-01-01 00:00:00") is None
+    assert host.period_seconds("no such time") is None
+
+
+def test_without_systemd_no_period_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.period_seconds("*-*-* 02:00:00") is None

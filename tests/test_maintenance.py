@@ -29,13 +29,10 @@ def full_of_holes(conf: Config) -> Config:
     return replace(conf, vacuum_slice_pages=50)
 
 
-def test_analyze_refreshes_the_planners_statistics_and_records_the_sizes(conf: Config) -> None:
+def test_analyze_refreshes_the_planners_statistics(conf: Config) -> None:
     rows(conf.database, 100)
     result = maintenance.analyze(conf)
     assert value(conf.database, "SELECT count(*) FROM sqlite_stat1 WHERE tbl = 'memory_entries'") > 0
-    recorded = "SELECT metric_value FROM metrics WHERE metric_name = '{}'"
-    for name, size in result.data.items():
-        assert value(conf.database, recorded.format(name)) == size
     assert result.data["database_bytes"] > 100_000
 
 

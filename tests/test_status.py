@@ -135,40 +135,6 @@ def test_no_timer_is_asked_for_where_none_is_installed(deployed: Config, monkeyp
     assert status.timers(deployed, []) == {}
 
 
-FAILED = {
-    "command": "backup",
-    "ok": False,
-    "summary": "the disk is full",
-    "hint": "df -h",
-    "invocation": "abc",
-    "finished": "t",
-}
-
-
-def test_an_alert_repeats_the_jobs_own_sentence(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs.record(conf.state_directory, FAILED)
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
-    result = status.alert(conf, "backup")
-    assert (result.summary, result.hint) == ("job backup failed: the disk is full", "df -h")
-
-
-def test_an_alert_by_hand_tells_of_the_last_run(conf: Config) -> None:
-    runs.record(conf.state_directory, FAILED)
-    assert status.alert(conf, "backup").summary == "job backup failed: the disk is full"
-
-
-def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own record is of an earlier run."""
-    runs.record(conf.state_directory, FAILED)
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "signal")
-    monkeypatch.setenv("MONITOR_EXIT_STATUS", "KILL")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
-    result = status.alert(conf, "backup")
-    assert result.summary == "job backup failed: ended with signal KILL"
-    assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
-
-
 def test_sizes_are_those_of_the_files(conf: Config) -> None:
     schema.init(conf)
     writer = sqlite3.connect(conf.database)

@@ -103,6 +103,17 @@ COMMANDS = {
     "integrity-check": Command(
         "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
     ),
+    "retain": Command(
+        "retain:retain",
+        "soft-delete old episodic memories and archive old sessions, as the stored policy says",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+    ),
+    # Not the common lock: a backup may hold it for long. See metrics.collect.
+    "metrics": Command(
+        "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True
+    ),
     "keep": Command(
         "release:keep",
         "keep the release that runs, for a rollback; the deploy calls it",
@@ -147,10 +158,28 @@ COMMANDS = {
         ),
     ),
     "alert": Command(
-        "status:alert",
-        "say why a job failed; systemd calls it",
+        "alerts:alert",
+        "say why a job failed, and tell whoever has to know; systemd calls it",
         takes_database=False,
-        arguments=(("job", {"help": "the job that failed"}),),
+        arguments=(
+            ("job", {"help": "the job that failed"}),
+            (
+                "--run",
+                {
+                    "default": "",
+                    "metavar": "COMMAND",
+                    "help": "a command to run, with the job added and the alert as its input",
+                },
+            ),
+            ("--mail", {"default": "", "metavar": "ADDRESS", "help": "send it by sendmail"}),
+            ("--webhook", {"action": "store_true", "help": "post it to the address in the credential webhook"}),
+        ),
+    ),
+    "ping": Command(
+        "alerts:ping",
+        "tell a dead man's switch that a job succeeded; systemd calls it",
+        takes_database=False,
+        arguments=(("job", {"help": "the job that succeeded"}),),
     ),
 }
 

@@ -57,6 +57,9 @@ class Config:
     vacuum_slice_ms: int
     vacuum_pause_ms: int
     vacuum_minimum_percent: int
+    metrics_textfile: str
+    metrics_keep_days: int
+    retain_session_days: int
     validation_sessions: list[int]
     validation_seconds: int
     validation_p99_ms: int
@@ -151,6 +154,8 @@ def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
         expected = "the name of a system user other than root"
     else:
         good, expected = isinstance(value, str), "text"
+        if name == "metrics_textfile":
+            good, expected = good and (not value or value.startswith("/")), "an absolute path, or empty"
     if not good:
         raise _invalid(origin, f"has {name} = {value!r}, which is not {expected}")
     return Path(value) if wanted is Path else value

@@ -22,7 +22,7 @@ def compare(wanted: dict[str, Any]) -> dict[str, list[str]]:
     """Return for each part of a deploy what differs, a sentence each; a part without any is as it should be.
 
     `wanted` is what the roles say (`__abathur_db_state`): per part `users`, `directories`, `files` and `links` with
-    owner, group, mode, and content or its SHA-256; `only`, a pattern of files of which no others may be there;
+    owner, group, mode, and content or its SHA-256; `only`, patterns of files of which no others may be there;
     `timers`, the jobs that have to run. Raises Failure (USAGE) when it is something else.
     """
     try:
@@ -104,9 +104,13 @@ def _links(wanted: list[dict[str, Any]]) -> list[str]:
     return [each for each in found if each]
 
 
-def _only(wanted: dict[str, Any]) -> list[str]:
-    there = sorted(each.name for each in Path(wanted["directory"]).glob(wanted["pattern"]))
-    return [f"{name} is left from an earlier deploy" for name in there if name not in wanted["names"]]
+def _only(wanted: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for each in wanted:
+        home = Path(each["directory"])
+        there = sorted({path for pattern in each["patterns"] for path in home.glob(pattern)})
+        found += [f"{path} is left from an earlier deploy" for path in there if path.name not in each["names"]]
+    return found
 
 
 def _timers(units: list[str]) -> list[str]:

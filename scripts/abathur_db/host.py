@@ -6,16 +6,19 @@ import errno
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from abathur_db.result import Exit, Failure
 
 MB = 1_000_000
+UNITS = Path("/etc/systemd/system")
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
@@ -223,6 +226,36 @@ def control(*arguments: str) -> None:
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise Failure(f"systemctl {' '.join(arguments)} failed: {said}", f"see why: systemctl status {arguments[-1]}")
+
+
+def enabled_timers() -> dict[str, Path]:
+    """Return job -> the link that enables its timer; read from /etc, because no job may talk to systemd."""
+    links = sorted((UNITS / "timers.target.wants").glob("abathur-db@*.timer"))
+    return {link.name.partition("@")[2].rpartition(".")[0]: link for link in links if link.exists()}
+
+
+def period_seconds(calendar: str) -> float | None:
+    """Return the time between the next two moments of a calendar expression (systemd.time(7)), None if it has none."""
+    command = ["systemd-analyze", "calendar", "--iterations=2", calendar]
+    if not shutil.which(command[0]):
+        return None
+    environment = {**os.environ, "TZ": "UTC", "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    moments = re.findall(r"(?:Next elapse|Iter. #2|Iteration #2): \w+ (\S+ \S+) UTC", done.stdout)
+    if len(moments) != 2:
+        return None
+    first, second = (datetime.fromisoformat(each) for each in moments)
+    return (second - first).total_seconds()
+
+
+def journal(job: str, invocation: str, lines: int) -> list[str]:
+    """Return the last lines that a job's unit said, in one run of it if systemd told its ID."""
+    if not shutil.which("journalctl"):
+        return []
+    which = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", f"abathur-db@{job}.service"]
+    command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={lines}", *which]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.stdout.decode(errors="replace").splitlines()
 
 
 def unit_properties(unit: str, *names: str) -> dict[str, str]:

@@ -52,6 +52,18 @@ def samples(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
     return drawn
 
 
+def plan(connection: sqlite3.Connection, query: resources.Query) -> str:
+    """Return how SQLite would run a critical query, as EXPLAIN QUERY PLAN says it."""
+    names = [column[0] for column in connection.execute(query.sample).description]
+    steps = connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", dict.fromkeys(names))
+    return "; ".join(str(step[3]) for step in steps)
+
+
+def indexed(plan: str) -> bool:
+    """Tell whether a plan is a search by an index, without sort and scan ("SCAN <table>", schema facts, trap 3)."""
+    return "INDEX" in plan and "SCAN" not in plan and "TEMP B-TREE" not in plan
+
+
 def measure(
     path: Path, parameters: dict[str, list[dict[str, Any]]], sessions: int, seconds: float, busy_timeout_ms: int
 ) -> Load:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from abathur_db import adoption, database, guarded, host, progress, proof, restore, runs
+from abathur_db import adoption, database, guarded, host, progress, proof, restore
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -28,7 +28,7 @@ def sizes(config: Config, connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def analyze(config: Config, dry_run: bool = False) -> Result:
-    """Refresh the query planner's statistics and record the sizes in the table metrics.
+    """Refresh the query planner's statistics.
 
     The work is bounded by analysis_limit rows per index: a whole ANALYZE stops writers for seconds
     on a large database (schema facts, trap 8). Raises Failure on a low disk.
@@ -41,12 +41,6 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
             return Result("analyze", f"would analyze {size}", changed=True, data=measured)
         connection.execute(f"PRAGMA analysis_limit = {config.analysis_limit}")
         connection.execute("ANALYZE")
-        stamp = runs.now()
-        with database.transaction(connection):
-            connection.executemany(
-                "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, ?, ?)",
-                [(stamp, name, value) for name, value in measured.items()],
-            )
     return Result("analyze", f"statistics refreshed; the database has {size}", changed=True, data=measured)
 
 

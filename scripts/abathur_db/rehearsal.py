@@ -120,12 +120,8 @@ def plans(connection: sqlite3.Connection) -> list[Check]:
     """Ask SQLite how it would run each critical query: by an index, without a scan, without a sort."""
     checks = []
     for query in resources.queries():
-        row = connection.execute(query.sample)
-        names = [column[0] for column in row.description]
-        rows = connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", dict.fromkeys(names))
-        plan = "; ".join(str(step[3]) for step in rows)
-        # A scan reads "SCAN <table>" (schema facts, trap 3).
-        good = "INDEX" in plan and "SCAN" not in plan and "TEMP B-TREE" not in plan
+        plan = latency.plan(connection, query)
+        good = latency.indexed(plan)
         checks.append(
             Check(
                 f"plan_{query.name}",

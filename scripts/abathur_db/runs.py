@@ -21,12 +21,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def partial_of(path: Path) -> Path:
+    """Return where a file is written before it takes its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a small file so that a reader sees the old or the new text, never a part of it.
 
     `durable`: it is on the disk when this returns, a power cut notwithstanding.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     guarded.write_new(partial, text)
     if durable:
         database.sync(partial)
@@ -70,6 +75,31 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
     The kernel frees it when the holder dies, so it never has to be cleared by hand.
     Raises Failure (BUSY), naming the holder, after `wait_seconds`; Failure when there can be no lock.
     """
+    deadline = time.monotonic() + wait_seconds
+    with _lock_file(state_directory) as descriptor:
+        while holder := _take(descriptor, command):
+            if time.monotonic() >= deadline:
+                raise Failure(
+                    f"{command} waited {wait_seconds:g} s for {holder}; nothing was changed",
+                    "let it finish and run this again; watch it: journalctl -f -u 'abathur-db@*'",
+                    Exit.BUSY,
+                )
+            time.sleep(0.1)
+        yield
+
+
+@contextmanager
+def beside(state_directory: Path, command: str) -> Iterator[str]:
+    """Work beside whoever has the lock: yields the holder (command, pid, since), empty when there is none.
+
+    Without a holder the lock is held meanwhile, so that nobody begins who wants the database alone.
+    """
+    with _lock_file(state_directory) as descriptor:
+        yield _take(descriptor, command)
+
+
+@contextmanager
+def _lock_file(state_directory: Path) -> Iterator[int]:
     guarded.directory(state_directory)
     try:
         descriptor = guarded.opened(state_directory / "lock", os.O_RDWR | os.O_CREAT)
@@ -79,22 +109,17 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
             f"look at it: ls -la {state_directory}",
         ) from None
     try:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another run"
-                    raise Failure(
-                        f"{command} waited {wait_seconds:g} s for {holder}; nothing was changed",
-                        "let it finish and run this again; watch it: journalctl -f -u 'abathur-db@*'",
-                        Exit.BUSY,
-                    ) from None
-                time.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{command} (pid {os.getpid()}, since {now()})".encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, command: str) -> str:
+    """Take the lock and return nothing, or return who has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another run"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{command} (pid {os.getpid()}, since {now()})".encode(), 0)
+    return ""

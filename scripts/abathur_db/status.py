@@ -1,8 +1,7 @@
-"""What a host can tell of itself at a glance, and the sentence an alert says."""
+"""What a host can tell of itself at a glance."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from abathur_db import __version__, catalog, database, host, maintenance, runs, schema
@@ -162,21 +161,3 @@ def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[st
             "next_run": timer["NextElapseUSecRealtime"] or None,
         }
     return jobs
-
-
-def alert(config: Config, job: str) -> Result:
-    """Say in one sentence why a job's unit failed; systemd gives the unit's result in MONITOR_* variables.
-
-    The variables are described in systemd.exec(5). A run that was killed left no result of its own.
-    """
-    last = runs.recorded(config.state_directory, "last", job)
-    outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
-    own_words = (
-        last is not None and not last["ok"] and last["invocation"] == os.environ.get("MONITOR_INVOCATION_ID", "")
-    )
-    if last is not None and (own_words or (not outcome and not last["ok"])):
-        sentence, hint = last["summary"], last["hint"]
-    else:
-        sentence = f"ended with {outcome or 'an unknown result'} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
-        hint = f"see why: journalctl -u abathur-db@{job} -n 50"
-    return Result("alert", f"job {job} failed: {sentence}", data={"job": job, "result": outcome}, hint=hint)

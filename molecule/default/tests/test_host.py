@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
+JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill", "metrics")
 SEEDS = {
     "app:abathur:agent_instructions": (
         "default_workflow",

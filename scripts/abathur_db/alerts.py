@@ -1,0 +1,210 @@
+"""What is told when a job failed, and by which ways; and the sign of life after one that succeeded."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+from abathur_db import __version__, host, runs
+from abathur_db.config import Config
+from abathur_db.result import Check, Exit, Failure, Result
+
+JOURNAL_LINES = 20
+REPEAT_SECONDS = 3600
+"""The same sentence of a job goes out once in this time: a collector that fails every 5 minutes is one event."""
+
+PAUSES_SECONDS = (2.0, 8.0)
+"""Rests before the second and the third try of a request."""
+REQUEST_SECONDS = 10
+SENDMAIL_PATH = "/usr/sbin:/usr/lib:/usr/bin"
+"""Where a mail server puts its sendmail (Debian policy, section 11.6: /usr/sbin and /usr/lib)."""
+
+
+def compose(config: Config, job: str) -> dict[str, Any]:
+    """Return what is known of a failed run: job, result, summary, hint, host, time and its last journal lines.
+
+    systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
+    left no result of its own.
+    """
+    last = runs.recorded(config.state_directory, "last", job)
+    outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
+    invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
+    own_words = last is not None and not last["ok"] and last["invocation"] == invocation
+    if last is not None and (own_words or (not outcome and not last["ok"])):
+        sentence, hint = f"failed: {last['summary']}", last["hint"]
+    elif outcome in ("", "success"):
+        sentence, hint = "did not fail; this alert was started by hand", f"journalctl -u abathur-db@{job} -n 50"
+    else:
+        sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
+        hint = f"see why: journalctl -u abathur-db@{job} -n 50"
+    return {
+        "job": job,
+        "result": outcome,
+        "summary": f"job {job} {sentence}",
+        "hint": hint,
+        "host": socket.gethostname(),
+        "time": runs.now(),
+        "journal": host.journal(job, invocation, JOURNAL_LINES),
+    }
+
+
+def readable(news: dict[str, Any]) -> str:
+    """Return an alert as text: for mail, and for a command's standard input."""
+    lines = [f"{news['host']}: {news['summary']}", f"next: {news['hint']}", "", *news["journal"]]
+    return "\n".join(lines) + "\n"
+
+
+def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool = False) -> Result:
+    """Say in one sentence why a job's unit failed, and send it the ways that are named.
+
+    A way that fails is a failed check; the others are gone all the same.
+    """
+    news = compose(config, job)
+    ways: dict[str, tuple[object, Callable[[], str]]] = {
+        "command": (run, lambda: _run(run, news)),
+        "mail": (mail, lambda: _mail(mail, news)),
+        "webhook": (webhook, lambda: _post(news)),
+    }
+    checks = []
+    for way, (wanted, send) in ways.items():
+        if not wanted:
+            continue
+        if _told_before(config, way, news):
+            checks.append(Check(way, True, "told", "the same was told less than an hour ago"))
+            continue
+        try:
+            said = send()
+            _remember(config, way, news)
+            checks.append(Check(way, True, "told", said or "told"))
+        except Failure as failure:
+            checks.append(Check(way, False, "told", str(failure), failure.hint))
+    return Result("alert", news["summary"], checks=checks, data=news, hint=news["hint"])
+
+
+def ping(config: Config, job: str) -> Result:  # noqa: ARG001 - the signature of every command
+    """Request the address in the credential `ping`, so that its silence tells when a job no longer succeeds.
+
+    Raises Failure when it does not answer.
+    """
+    _request(_credential("ping"), None)
+    return Result("ping", f"told that {job} succeeded", changed=True)
+
+
+def _memory(config: Config, way: str, job: str) -> Path:
+    return config.state_directory / "alerts" / f"{job}.{way}.json"
+
+
+def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
+    """Tell whether this way took the same news within the hour, and the job has not succeeded since."""
+    try:
+        before = json.loads(_memory(config, way, news["job"]).read_text(encoding="utf-8"))
+        told = datetime.fromisoformat(before["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    success = runs.recorded(config.state_directory, "success", news["job"])
+    recovered = success is not None and datetime.fromisoformat(success["finished"]) >= told
+    recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
+    return bool(before.get("summary") == news["summary"] and recent and not recovered)
+
+
+def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
+    path = _memory(config, way, news["job"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
+
+
+def _run(command: str, news: dict[str, Any]) -> str:
+    """Run a command of the operator's: the job as its last argument, ABATHUR_* variables, the text as its input."""
+    about = {f"ABATHUR_{name.upper()}": news[name] for name in ("job", "result", "summary", "hint", "host", "time")}
+    # What it prints goes to the journal and not into the one JSON object.
+    return _program([*shlex.split(command), news["job"]], readable(news).encode(), {**os.environ, **about})
+
+
+def _mail(address: str, news: dict[str, Any]) -> str:
+    program = shutil.which("sendmail", path=SENDMAIL_PATH)
+    if program is None:
+        raise Failure("there is no sendmail on this host", "install a mail server: apt-get install postfix")
+    if address.startswith("-"):
+        raise Failure(f"{address} is no mail address", "set abathur_maintenance_alert_mail", Exit.USAGE)
+    message = EmailMessage()
+    message["To"] = address
+    message["Subject"] = " ".join(f"{news['host']}: {news['summary']}".split())
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(readable(news))
+    # -i: a line with a single dot is no end of the message.
+    return _program([program, "-i", address], message.as_bytes(), dict(os.environ))
+
+
+def _program(command: list[str], given: bytes, environment: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(command, input=given, env=environment, capture_output=True, check=False)
+    except OSError as error:
+        raise Failure(f"{command[0]} cannot be run: {error.strerror}", f"look at it: ls -l {command[0]}") from None
+    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    if done.returncode != 0:
+        raise Failure(f"{command[0]} ended with {done.returncode}: {said}", f"try it by hand: {command[0]}")
+    return said
+
+
+def _post(news: dict[str, Any]) -> str:
+    # `text` is what chat servers show (Slack, Mattermost, Rocket.Chat).
+    body = {"text": readable(news), **news}
+    _request(_credential("webhook"), json.dumps(body).encode())
+    return ""
+
+
+def _credential(name: str) -> str:
+    """Return a secret that systemd lends to the unit (LoadCredential=): in no command line and no environment."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        return (Path(directory) / name).read_text(encoding="utf-8").strip() if directory else ""
+    except OSError:
+        return ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Followed, a POST would become a GET that says nothing and counts as told."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _request(address: str, body: bytes | None) -> None:
+    """GET an address, or POST JSON to it, three times at most. Raises Failure, which never names the address."""
+    if not address.startswith(("http://", "https://")):
+        raise Failure(
+            "there is no address to send it to",
+            "run it through its unit, which lends it: systemctl start abathur-db-alert@JOB",
+        )
+    headers = {"User-Agent": f"abathur-db/{__version__}"} | ({"Content-Type": "application/json"} if body else {})
+    opener = urllib.request.build_opener(_NoRedirect)
+    fault = ""
+    for pause in (0.0, *PAUSES_SECONDS):
+        time.sleep(pause)
+        try:
+            request = urllib.request.Request(address, body, headers)  # noqa: S310 - http and https only, see above
+            with opener.open(request, timeout=REQUEST_SECONDS):
+                return
+        except urllib.error.HTTPError as error:
+            fault = f"it answered {error.code}"
+        except urllib.error.URLError as error:
+            fault = str(error.reason)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # Not its text: some of these repeat the address.
+            fault = type(error).__name__
+    raise Failure(
+        f"the address did not take it in {len(PAUSES_SECONDS) + 1} tries: {fault}", "look at what listens there"
+    )

@@ -1,0 +1,299 @@
+"""Alerts: what they say, the ways they go out, and the sign of life after a success. The ways are real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email import message_from_string, policy
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import alerts, host, runs
+from abathur_db.config import Config
+from abathur_db.result import Failure
+
+FAILED = {
+    "command": "backup",
+    "ok": False,
+    "summary": "the disk is full",
+    "hint": "df -h",
+    "invocation": "abc",
+    "finished": "t",
+}
+
+
+def test_an_alert_repeats_the_jobs_own_sentence(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+    result = alerts.alert(conf, "backup")
+    assert (result.summary, result.hint) == ("job backup failed: the disk is full", "df -h")
+
+
+def test_an_alert_by_hand_tells_of_the_last_run(conf: Config) -> None:
+    runs.record(conf.state_directory, FAILED)
+    assert alerts.alert(conf, "backup").summary == "job backup failed: the disk is full"
+
+
+def test_an_alert_to_try_the_ways_does_not_pretend_a_failure(conf: Config) -> None:
+    assert alerts.alert(conf, "backup").summary == "job backup did not fail; this alert was started by hand"
+
+
+def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own record is of an earlier run."""
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "signal")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "KILL")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
+    result = alerts.alert(conf, "backup")
+    assert result.summary == "job backup failed: ended with signal KILL"
+    assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
+
+
+@dataclass
+class Listener:
+    """A web server that answers as it is told, and keeps what it was asked."""
+
+    answers: list[int]
+    requests: list[tuple[str, str, dict[str, Any], str]] = field(default_factory=list)
+    address: str = ""
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    """Serve on a port of 127.0.0.1; answer 200 once the prepared answers are used up."""
+    state = Listener([])
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            state.requests.append((self.command, self.path, json.loads(body or "{}"), self.headers["User-Agent"]))
+            code = state.answers.pop(0) if state.answers else 200
+            if code == 0:
+                self.wfile.write(b"no answer of HTTP")
+                return
+            self.send_response(code)
+            self.send_header("Location", f"{state.address}elsewhere")
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815 - names of http.server
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    state.address = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lend a directory of secrets as systemd does; rests between tries are short."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    monkeypatch.setattr(alerts, "PAUSES_SECONDS", (0.0, 0.0))
+    return directory
+
+
+@pytest.fixture
+def failed(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Let the job backup have failed, with two lines in the journal."""
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setattr(host, "journal", lambda job, *_: [f"{job}: line 1", "line 2"])
+    return conf
+
+
+def program(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_webhook_gets_the_alert_as_json(failed: Config, listener: Listener, credentials: Path) -> None:
+    (credentials / "webhook").write_text(f"{listener.address}hook/secret\n")
+    result = alerts.alert(failed, "backup", webhook=True)
+    assert result.ok
+    ((method, path, body, agent),) = listener.requests
+    assert (method, path) == ("POST", "/hook/secret")
+    assert agent.startswith("abathur-db/")
+    assert set(body) == {"text", "job", "result", "summary", "hint", "host", "time", "journal"}
+    assert (body["job"], body["summary"]) == ("backup", "job backup failed: the disk is full")
+    assert body["journal"] == ["backup: line 1", "line 2"]
+    assert "next: df -h" in body["text"]
+
+
+@pytest.mark.parametrize("bad", [500, 404, 302, 0])
+def test_a_webhook_is_tried_again(failed: Config, listener: Listener, credentials: Path, bad: int) -> None:
+    (credentials / "webhook").write_text(listener.address)
+    listener.answers = [bad, bad]
+    assert alerts.alert(failed, "backup", webhook=True).ok
+    assert [request[0] for request in listener.requests] == ["POST"] * 3
+
+
+@pytest.mark.parametrize(("bad", "said"), [(500, "it answered 500"), (302, "it answered 302"), (0, "BadStatusLine")])
+def test_a_webhook_that_never_takes_it_is_told_without_its_address(
+    failed: Config, listener: Listener, credentials: Path, bad: int, said: str
+) -> None:
+    (credentials / "webhook").write_text(f"{listener.address}secret")
+    listener.answers = [bad] * 3
+    result = alerts.alert(failed, "backup", webhook=True)
+    assert not result.ok
+    assert f"the address did not take it in 3 tries: {said}" in result.checks[0].measured
+    assert "secret" not in json.dumps(result.as_dict())
+    assert str(listener.address) not in json.dumps(result.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:1/secret", "Connection refused"),
+        ("http://127.0.0.1:no/secret", "InvalidURL"),
+        ("http://[secret", "ValueError"),
+        ("file:///etc/secret", "there is no address"),
+        ("", "there is no address"),
+    ],
+)
+def test_an_address_that_is_none_is_told_without_it(failed: Config, credentials: Path, address: str, said: str) -> None:
+    (credentials / "webhook").write_text(address)
+    result = alerts.alert(failed, "backup", webhook=True)
+    assert not result.ok
+    assert said in result.checks[0].measured
+    assert "secret" not in json.dumps(result.as_dict())
+
+
+def test_a_unit_without_its_credential_says_so(
+    failed: Config, credentials: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "there is no address" in alerts.alert(failed, "backup", webhook=True).checks[0].measured
+    assert not list(credentials.iterdir())
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert "there is no address" in alerts.alert(failed, "backup", webhook=True).checks[0].measured
+
+
+def test_a_ping_tells_of_a_success(conf: Config, listener: Listener, credentials: Path) -> None:
+    (credentials / "ping").write_text(f"{listener.address}uuid")
+    listener.answers = [503]
+    assert alerts.ping(conf, "backup").summary == "told that backup succeeded"
+    assert [request[:3] for request in listener.requests] == [("GET", "/uuid", {})] * 2
+
+
+def test_a_ping_that_is_not_heard_fails(conf: Config, listener: Listener, credentials: Path) -> None:
+    (credentials / "ping").write_text(f"{listener.address}uuid")
+    listener.answers = [503] * 3
+    with pytest.raises(Failure, match="did not take it in 3 tries: it answered 503"):
+        alerts.ping(conf, "backup")
+
+
+def test_a_mail_goes_to_sendmail(failed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "sendmail", f'echo "$@" > {tmp_path}/arguments; cat > {tmp_path}/mail')
+    monkeypatch.setattr(alerts, "SENDMAIL_PATH", str(tmp_path))
+    assert alerts.alert(failed, "backup", mail="ops@example.org").ok
+    assert (tmp_path / "arguments").read_text() == "-i ops@example.org\n"
+    mail = message_from_string((tmp_path / "mail").read_text(), policy=policy.default)
+    assert mail["To"] == "ops@example.org"
+    assert mail["Subject"].endswith(": job backup failed: the disk is full")
+    assert mail.get_content().splitlines()[-2:] == ["backup: line 1", "line 2"]
+
+
+def test_a_sentence_of_several_lines_is_a_subject_of_one(
+    failed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.record(failed.state_directory, {**FAILED, "summary": "one\nTo: somebody@else"})
+    program(tmp_path / "sendmail", f"cat > {tmp_path}/mail")
+    monkeypatch.setattr(alerts, "SENDMAIL_PATH", str(tmp_path))
+    assert alerts.alert(failed, "backup", mail="ops@example.org").ok
+    mail = message_from_string((tmp_path / "mail").read_text(), policy=policy.default)
+    assert mail["To"] == "ops@example.org"
+    assert mail["Subject"].endswith("one To: somebody@else")
+
+
+def test_a_mail_that_cannot_be_sent_is_told(failed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerts, "SENDMAIL_PATH", str(tmp_path))
+    assert "there is no sendmail" in alerts.alert(failed, "backup", mail="ops@example.org").checks[0].measured
+    program(tmp_path / "sendmail", "echo the queue is full >&2; exit 75")
+    assert alerts.alert(failed, "backup", mail="ops").checks[0].measured.endswith("ended with 75: the queue is full")
+    assert "-oQ/tmp is no mail address" in alerts.alert(failed, "backup", mail="-oQ/tmp").checks[0].measured
+
+
+def test_a_command_of_ones_own_gets_job_result_and_journal(
+    failed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+    page = program(
+        tmp_path / "page me",
+        f'echo paged; echo "$@" "$ABATHUR_JOB" "$ABATHUR_RESULT" > {tmp_path}/got; cat >> {tmp_path}/got',
+    )
+    result = alerts.alert(failed, "backup", run=f"'{page}' --loud")
+    assert result.ok
+    assert result.checks[0].measured == "paged"
+    lines = (tmp_path / "got").read_text().splitlines()
+    assert lines[0] == "--loud backup backup exit-code"
+    assert lines[1].endswith(": job backup failed: the disk is full")
+    assert lines[-1] == "line 2"
+
+
+def test_a_command_that_fails_or_is_absent_is_told_and_the_other_ways_go_on(
+    failed: Config, tmp_path: Path, listener: Listener, credentials: Path
+) -> None:
+    (credentials / "webhook").write_text(listener.address)
+    result = alerts.alert(failed, "backup", run=str(tmp_path / "none"), webhook=True)
+    assert [check.ok for check in result.checks] == [False, True]
+    assert "none cannot be run: No such file or directory" in result.checks[0].measured
+    assert result.summary == "job backup failed: the disk is full"
+    assert not result.ok
+    assert alerts.alert(failed, "backup", run="false").checks[0].measured == "false ended with 1: "
+
+
+def test_the_same_news_goes_out_once_an_hour_by_each_way(failed: Config, listener: Listener, credentials: Path) -> None:
+    (credentials / "webhook").write_text(listener.address)
+
+    def told() -> int:
+        alerts.alert(failed, "backup", webhook=True)
+        return len(listener.requests)
+
+    assert [told(), told()] == [1, 1]
+    assert alerts.alert(failed, "backup", webhook=True).checks[0].measured.startswith("the same was told")
+    assert alerts.alert(failed, "backup", run="true").checks[0].measured == "told"
+    # Another sentence, an hour that passed, a success in between, a memory that is no memory: told again.
+    runs.record(failed.state_directory, {**FAILED, "summary": "another"})
+    assert told() == 2
+    memory = failed.state_directory / "alerts" / "backup.webhook.json"
+    earlier = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "time": earlier}))
+    assert told() == 3
+    good = {**FAILED, "ok": True, "finished": (datetime.now(UTC) + timedelta(seconds=1)).isoformat()}
+    runs.record(failed.state_directory, good)
+    runs.record(failed.state_directory, {**FAILED, "summary": "another"})
+    assert told() == 4
+    (failed.state_directory / "success" / "backup.json").unlink()
+    memory.write_text("[]")
+    assert told() == 5
+
+
+def test_news_that_nobody_took_are_not_held_back(failed: Config, listener: Listener, credentials: Path) -> None:
+    (credentials / "webhook").write_text(listener.address)
+    listener.answers = [500] * 3
+    assert not alerts.alert(failed, "backup", webhook=True).ok
+    assert alerts.alert(failed, "backup", webhook=True).ok
+
+
+def test_the_journal_is_asked_for_one_run_or_for_the_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program(tmp_path / "journalctl", 'echo "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert host.journal("backup", "abc", 5)[0].endswith("--lines=5 _SYSTEMD_INVOCATION_ID=abc")
+    assert host.journal("backup", "", 5)[0].endswith("--unit abathur-db@backup.service")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert host.journal("backup", "", 5) == []
