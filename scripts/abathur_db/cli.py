@@ -57,6 +57,11 @@ COMMANDS = {
         ),
     ),
     "status": Command("status:status", "show version, schema, sizes, and each job's last result and next run"),
+    "doctor": Command(
+        "doctor:doctor",
+        "say what is wrong, with the evidence and the one command that repairs it",
+        as_owner=False,
+    ),
     "backup": Command(
         "backup:backup",
         "make a checked, compressed backup, then prune older ones",
