@@ -29,8 +29,9 @@ class Command:
 
     `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
     time with the other commands that lock. `dry_run`: takes --dry-run. `as_owner`: goes on as the
-    database's owner. `recorded`: its result is kept for status. `positional`: an argument in the place
-    of the database, which is then named with --database. `arguments`: further ones, passed on by name.
+    database's owner. `recorded`: its result is kept for status. `configured`: False for
+    what works without a database or a host. `positional`: an argument in the place of the database,
+    which is then named with --database. `arguments`: further ones, passed on by name.
     """
 
     function: str
@@ -40,6 +41,7 @@ class Command:
     as_owner: bool = True
     recorded: bool = False
     takes_database: bool = True
+    configured: bool = True
     positional: tuple[str, dict[str, Any]] | None = None
     arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
 
@@ -61,6 +63,22 @@ COMMANDS = {
         "doctor:doctor",
         "say what is wrong, with the evidence and the one command that repairs it",
         as_owner=False,
+    ),
+    "report": Command(
+        "report:report",
+        "write one page of HTML: health, growth, latencies, jobs, backups, drills, schema",
+        dry_run=True,
+        arguments=(
+            ("--output", {"type": Path, "metavar": "PATH", "help": "default: report.html in the state directory"}),
+        ),
+    ),
+    "fleet": Command(
+        "report:fleet",
+        "write the pages of many hosts and one of all, from each HOST/report.json in a directory",
+        as_owner=False,
+        takes_database=False,
+        configured=False,
+        positional=("directory", {"type": Path, "metavar": "DIRECTORY"}),
     ),
     "backup": Command(
         "backup:backup",
@@ -163,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
         if command.positional:
             argument, described = command.positional
             sub.add_argument(argument, **described)
+        if command.positional and command.takes_database:
             sub.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
         elif command.takes_database:
             sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
@@ -222,6 +241,8 @@ def _run(options: argparse.Namespace) -> Result:
 
 def _configuration(options: argparse.Namespace) -> Config:
     database = getattr(options, "database", None)
+    if not COMMANDS[options.command].configured:
+        database = Path("none")
     if database is not None:
         return config.development(resources.development_profile(), database)
     if text := os.environ.get(CONFIG_VARIABLE):
