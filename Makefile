@@ -16,7 +16,7 @@ TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule bench lock docs clean packages-host packages-test
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule bench lock docs screenshot clean packages-host packages-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -76,7 +76,7 @@ packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
 
 packages-test: packages-host
-	@.ci/packages podman runc zstd
+	@.ci/packages podman runc zstd chromium
 
 lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
@@ -84,6 +84,10 @@ lock: venv ## pin the newest versions that requirements.in allows
 
 docs: venv ## write the README's generated tables anew
 	@$(VENV)/python scripts/docs.py
+
+screenshot: venv ## make the README's pictures from a demonstration database
+	@.ci/packages chromium pngquant
+	$(VENV)/python scripts/screenshot.py
 
 clean: ## delete what was generated, but for test hosts
 	rm -rf .venv .cache dist reports .mypy_cache .ruff_cache .pytest_cache .coverage .ansible

@@ -8,44 +8,11 @@ import tempfile
 from html import escape
 from pathlib import Path
 
+import browser
 import demonstration
 from abathur_db import page, report, status
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-"""A browser that talks to nobody: it shows one file."""
-
-
-def photograph(html: Path, picture: Path, width: int, height: int, *flags: str) -> str:
-    """Let Chromium show a page and write a picture of it; return what it logged, console messages among it."""
-    with tempfile.TemporaryDirectory() as profile:
-        done = subprocess.run(
-            [
-                "chromium",
-                *FLAGS,
-                f"--user-data-dir={profile}",
-                "--hide-scrollbars",
-                "--enable-logging=stderr",
-                f"--window-size={width},{height}",
-                f"--screenshot={picture}",
-                *flags,
-                html.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-    return done.stderr
 
 
 def terminal(lines: list[str]) -> str:
@@ -68,19 +35,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the README's pictures.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="directory, default: docs")
     parser.add_argument("--dark", action="store_true", help="as a browser in dark mode shows the page")
-    parser.add_argument("--width", type=int, default=1100)
-    parser.add_argument("--height", type=int, default=1500)
+    parser.add_argument("--width", type=int, default=1080)
+    parser.add_argument("--height", type=int, default=2010)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    picture = options.output / "report.png"
     with tempfile.TemporaryDirectory() as name, demonstration.timers(Path(name)):
         directory = Path(name)
         conf = demonstration.make(directory)
         # As on a host: its name and its path instead of this machine's.
         data = {**report.gather(conf), "host": "db1", "database": "/var/lib/abathur/abathur.db"}
         report.write_page(directory / "report.html", page.render(data))
-        flags = ["--blink-settings=preferredColorScheme=0"] if options.dark else []
-        photograph(directory / "report.html", options.output / "report.png", options.width, options.height, *flags)
+        with browser.chromium() as tab:
+            tab.show(directory / "report.html", width=options.width, height=options.height, dark=options.dark)
+            tab.photograph(picture)
         said = status.status(conf)
+    # Flat colours: a palette loses nothing that can be seen, and the repository stays small.
+    subprocess.run(["pngquant", "--nofs", "--force", "--output", picture, "--", picture], check=True)
     lines = ["$ abathur-db status", *said.report(), f"status: {said.summary}"]
     shown = [line.replace(str(conf.database), "/var/lib/abathur/abathur.db") for line in lines]
     (options.output / "status.svg").write_text(terminal(shown), encoding="utf-8")

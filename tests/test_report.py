@@ -153,7 +153,7 @@ def test_the_page_shows_history_latencies_jobs_backups_and_drills(demo: dict[str
         assert piece in said, piece
     labels = [attributes.get("aria-label") or "" for tag, attributes in Reader(text).tags if tag == "svg"]
     assert any(
-        re.match(r"Write-ahead log, at its largest: .+ now, at most 1\d\d\.\d MB since", each) for each in labels
+        re.match(r"Write-ahead log, at its largest: .+ now, at most 1\d\d\.\d\sMB since", each) for each in labels
     )
     assert len(labels) == 4 + 7 + 1
 
@@ -169,8 +169,10 @@ def test_a_failed_check_stands_at_the_top_with_its_next_step(demo: dict[str, Any
     }
     sick = {**demo, "ok": False, "checks": [*demo["checks"], bad]}
     said = words(page.render(sick))
-    assert f"{demo['host']} needs attention: 1 of 16 checks failed, first backup age: none." in said
+    assert f"{demo['host']} needs attention: 1 of 16 checks failed, first backup_age: none." in said
     assert said.index("What is wrong") < said.index("Growth and write-ahead log Database")
+    bad["measured"] = "x" * 1000
+    assert f"{'x' * page.SENTENCE}…." in words(page.render(sick))
     assert "Backup age none (expected: a young one) Next: make one" in said
 
 

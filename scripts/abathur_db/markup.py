@@ -98,7 +98,7 @@ def ago(text: Any, now: Any) -> str:
 
 def size(value: float) -> str:
     """Return bytes as people read them."""
-    return host.readable(int(value)).replace(".0 ", " ")
+    return host.readable(int(value)).replace(".0 ", " ").replace(" ", "\u00a0")
 
 
 def document(title: str, body: str) -> str:
@@ -106,7 +106,8 @@ def document(title: str, body: str) -> str:
     style = (files("abathur_db") / "page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline';"
+        ' img-src data:">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
         # An empty icon: without one a browser asks for it.

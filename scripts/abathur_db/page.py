@@ -9,6 +9,9 @@ from abathur_db.markup import BAD, GOOD, ago, document, e, empty, lasted, sectio
 
 Data = dict[str, Any]
 
+SENTENCE = 140
+"""Characters of a finding that the sentence at the top repeats."""
+
 
 def sentence(data: Data) -> str:
     """Return the health of a host in one sentence."""
@@ -16,7 +19,10 @@ def sentence(data: Data) -> str:
     if failed:
         first = failed[0]
         count = f"{len(failed)} of {len(data['checks'])} checks failed"
-        return f"{data['host']} needs attention: {count}, first {name(first).lower()}: {first['measured']}."
+        measured = first["measured"]
+        # The whole of it stands below; a sentence has an end.
+        said = measured if len(measured) <= SENTENCE else f"{measured[:SENTENCE]}…"
+        return f"{data['host']} needs attention: {count}, first {first['id']}: {said.rstrip('.')}."
     said = f"{data['host']} is healthy: all {len(data['checks'])} checks passed"
     newest = newest_backup(data)
     if newest:
@@ -30,7 +36,7 @@ def sentence(data: Data) -> str:
 def name(check: Data) -> str:
     """Return a check's name in words: backup_age is Backup age."""
     words = str(check["id"]).replace("_", " ")
-    return words[:1].upper() + words[1:]
+    return (words[:1].upper() + words[1:]).replace("Wal ", "WAL ")
 
 
 def newest_backup(data: Data) -> Data | None:
