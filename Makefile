@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback
+SCENARIO ?= default upgrade timers rollback diagnose
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=

@@ -83,6 +83,7 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.events.clear()
         self.call("Page.navigate", url=html.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -107,7 +108,6 @@ class Page:
 
     def photograph(self, picture: Path) -> None:
         """Write a picture of what the window shows, as PNG."""
-        self.call("Emulation.setScrollbarsHidden", hidden=True)
         picture.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 

@@ -120,8 +120,8 @@ def measurements(now: datetime, days: int, minutes: int) -> Iterator[tuple[str, 
         size += growth * minutes / 1440
         log = (4 + 30 * at_work * weekday * chance.random()) * MB
         if moment.date() == (now - timedelta(days=23)).date():
-            # A report of the application read all morning: the log could not be written back.
-            log += 90 * MB * at_work
+            # A report of the application read all day: the log could not be written back.
+            log += 110 * MB
         yield stamp, "database_bytes", size, None
         yield stamp, "wal_bytes", log, None
         yield stamp, "free_page_bytes", 1.5 * MB * chance.random(), None

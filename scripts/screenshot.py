@@ -19,15 +19,20 @@ def terminal(lines: list[str]) -> str:
     """Return lines of a terminal as SVG."""
     width, height = 9 * max(map(len, lines)) + 48, 20 * len(lines) + 44
     rows = "".join(
-        f'<text x="24" y="{38 + 20 * number}" xml:space="preserve">{escape(line)}</text>'
+        f'<text x="24" y="{38 + 20 * number}" xml:space="preserve">{_coloured(line)}</text>'
         for number, line in enumerate(lines)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         ' role="img" aria-label="The output of abathur-db status"><style>text{font:15px ui-monospace,SFMono-Regular,'
-        "Menlo,&quot;DejaVu Sans Mono&quot;,monospace;fill:#d7dbe0}rect{fill:#171b21}</style>"
+        "Menlo,&quot;DejaVu Sans Mono&quot;,monospace;fill:#d7dbe0}.ok{fill:#84cca1}rect{fill:#171b21}</style>"
         f'<rect width="100%" height="100%" rx="8"/>{rows}</svg>\n'
     )
+
+
+def _coloured(line: str) -> str:
+    word, gap, rest = line.partition("  ")
+    return f'<tspan class="ok">ok</tspan>{gap}{escape(rest)}' if word == "ok" else escape(line)
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="directory, default: docs")
     parser.add_argument("--dark", action="store_true", help="as a browser in dark mode shows the page")
     parser.add_argument("--width", type=int, default=1080)
-    parser.add_argument("--height", type=int, default=2010)
+    parser.add_argument("--height", type=int, default=1960)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     picture = options.output / "report.png"

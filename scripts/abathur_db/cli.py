@@ -79,6 +79,9 @@ COMMANDS = {
         takes_database=False,
         configured=False,
         positional=("directory", {"type": Path, "metavar": "DIRECTORY"}),
+        arguments=(
+            ("--host", {"action": "append", "default": [], "dest": "hosts", "help": "one that belongs to the fleet"}),
+        ),
     ),
     "backup": Command(
         "backup:backup",

@@ -28,23 +28,24 @@ def render(hosts: list[Data], now: str) -> str:
     else:
         said = f"All {len(hosts)} hosts are healthy."
     badge = state(BAD, "Needs attention") if sick else state(GOOD, "Healthy")
-    heads = ("Host", "State", "Database", "Write-ahead log", "Free disk", "Newest backup", "Recovery")
+    heads = ("Host", "State", "Gathered", "Database", "Write-ahead log", "Free disk", "Newest backup", "Recovery")
+    listed = table("Each name leads to the page of its host", heads, [_row(each, now) for each in hosts])
     body = (
         f'<header><p class="eyebrow">Fleet <span class="note">· Abathur&rsquo;s databases</span></p>'
         f'<p class="badge">{badge}</p><h1>{e(said)}</h1><p class="meta">As of {when(now)} UTC</p></header>'
         f'<main id="main"><section id="hosts"><h2>Hosts, the worst first</h2>'
-        f"{table('Each name leads to the page of its host', heads, [_row(each) for each in hosts])}</section></main>"
+        f"{listed}</section></main>"
         "<footer>All times are UTC. This page was written by <code>ansible-playbook playbooks/report.yml</code>;"
         " it loads nothing from anywhere.</footer>"
     )
     return document(f"Fleet: {said}", body)
 
 
-def _row(data: Data) -> list[str]:
+def _row(data: Data, now: str) -> list[str]:
     name = data["name"]
     if "unreachable" in data:
         silent = f'{state(BAD, "no answer")}<span class="note">{e(data["unreachable"])}</span>'
-        return [e(name), silent, *[NOTHING] * 5]
+        return [e(name), silent, *[NOTHING] * 6]
     failed = [check for check in data["checks"] if not check["ok"]]
     verdict = state(GOOD, "healthy") if data["ok"] else state(BAD, f"{len(failed)} checks failed")
     if failed:
@@ -57,6 +58,7 @@ def _row(data: Data) -> list[str]:
     return [
         f'<a href="{e(quote(name))}/report.html">{e(name)}</a>',
         verdict,
+        e(ago(data["generated"], now)),
         database,
         size(status["wal_bytes"]) if "wal_bytes" in status else NOTHING,
         size(status["free_bytes"]),

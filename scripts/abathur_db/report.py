@@ -129,19 +129,21 @@ def write_page(target: Path, text: str) -> None:
         ) from None
 
 
-def fleet(config: Config, directory: Path) -> Result:  # noqa: ARG001 - every command takes a configuration
+def fleet(config: Config, directory: Path, hosts: list[str]) -> Result:  # noqa: ARG001 - what every command takes
     """Write DIRECTORY/HOST/report.html from each DIRECTORY/HOST/report.json, and DIRECTORY/fleet.html of all.
 
-    Raises Failure when there is no such file, or none that can be read as one.
+    `hosts`: the names that belong to the fleet, also without an answer; none for all that are there.
+    Raises Failure when there is no host at all, or a page cannot be written.
     """
-    sources = sorted(directory.glob(f"*/{DATA}"))
-    if not sources:
+    names = sorted(set(hosts) or {source.parent.name for source in directory.glob(f"*/{DATA}")})
+    if not names:
         raise Failure(
             f"there is no HOST/{DATA} in {directory}", "gather them: ansible-playbook playbooks/report.yml", Exit.USAGE
         )
-    hosts = []
-    for source in sources:
-        found = {**_read(source), "name": source.parent.name, "host": source.parent.name}
+    gathered = []
+    for name in names:
+        source = directory / name / DATA
+        found = {**_read(source), "name": name, "host": name}
         target = source.with_name(PAGE)
         try:
             text = "" if "unreachable" in found else page.render(found)
@@ -153,12 +155,12 @@ def fleet(config: Config, directory: Path) -> Result:  # noqa: ARG001 - every co
             found["ok"] = False
         else:
             write_page(target, text)
-        hosts.append(found)
-    ordered = sorted(hosts, key=fleet_page.badness)
+        gathered.append(found)
+    ordered = sorted(gathered, key=fleet_page.badness)
     target = directory / "fleet.html"
     write_page(target, fleet_page.render(ordered, runs.now()))
     sick = [each["name"] for each in ordered if not each.get("ok")]
-    said = f"{len(hosts)} hosts, {len(sick)} need attention{': ' if sick else ''}{', '.join(sick)}"
+    said = f"{len(ordered)} hosts, {len(sick)} need attention{': ' if sick else ''}{', '.join(sick)}"
     data = {"hosts": [each["name"] for each in ordered], "attention": sick}
     return Result("fleet", f"wrote {target}: {said}", changed=True, data=data)
 
@@ -166,6 +168,8 @@ def fleet(config: Config, directory: Path) -> Result:  # noqa: ARG001 - every co
 def _read(source: Path) -> dict[str, Any]:
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"unreachable": "nothing was gathered from it yet"}
     except (OSError, ValueError) as error:
         return {"unreachable": f"{source.name} cannot be read: {error}"}
     return found if isinstance(found, dict) else {"unreachable": f"{source.name} is not a report"}

@@ -48,7 +48,7 @@ result:
   type: dict
 """
 
-READ_ONLY = ("status", "validate", "backups")
+READ_ONLY = ("status", "validate", "backups", "doctor")
 
 
 def main() -> None:
