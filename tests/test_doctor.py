@@ -286,6 +286,7 @@ def test_a_former_database_that_a_restore_kept_is_what_a_low_disk_can_do_without
     kept = restore.restore(sound, "fresh").data["kept"]
     found = diagnosis(replace(sound, minimum_free_mb=99_000_000), "disk_1")
     assert found.hint == f"rm -r {kept}"
+    assert f"{Path(kept).name} is a former database that a restore kept" in found.measured
     repaired(found.hint, cli)
     assert not Path(kept).exists()
 

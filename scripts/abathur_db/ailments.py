@@ -20,6 +20,14 @@ def command(config: Config, name: str) -> str:
     return f"abathur-db {name}" if config.owner else f"abathur-db {name} {shlex.quote(str(config.database))}"
 
 
+def sql(config: Config, statement: str) -> str:
+    """Return a command that runs one statement as the owner, with nothing installed but Python."""
+    opened = f"sqlite3.connect({str(config.database)!r}, isolation_level=None)"
+    program = f"import sqlite3; print(*{opened}.execute({statement!r}), sep='\\n')"
+    prefix = f"runuser -u {config.owner} -- " if config.owner else ""
+    return f"{prefix}python3 -c {shlex.quote(program)}"
+
+
 def locked(config: Config) -> bool:
     """Tell whether a writer would get "database is locked": take the write lock and give it back at once."""
     try:
@@ -89,9 +97,7 @@ def _foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
     else:
         # Whether the parent comes back or the row goes is for people to say: nothing is deleted by us.
         statement = "SELECT rowid, * FROM {0} WHERE {1} NOT IN (SELECT {3} FROM {2})".format(*names)
-    prefix = f"runuser -u {config.owner} -- " if config.owner else ""
-    repair = f"{prefix}sqlite3 {shlex.quote(str(config.database))} {shlex.quote(statement)}"
-    return Check(check.id, check.ok, check.expected, said, repair, warning=check.warning)
+    return Check(check.id, check.ok, check.expected, said, sql(config, statement), warning=check.warning)
 
 
 def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:

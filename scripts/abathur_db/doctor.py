@@ -130,7 +130,7 @@ def _wal(config: Config) -> Check:
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
-    checkpoint = _sql(config, "PRAGMA wal_checkpoint(TRUNCATE)")
+    checkpoint = ailments.sql(config, "PRAGMA wal_checkpoint(TRUNCATE)")
     repair = processes.repair(behind[0].pid, config.application_units) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
@@ -139,16 +139,12 @@ def _wal(config: Config) -> Check:
     return Check("wal", good, f"at most {config.wal_limit_mb} MB", said, repair)
 
 
-def _sql(config: Config, statement: str) -> str:
-    """Return a command that runs one statement as the owner, with nothing installed but Python."""
-    program = f"import sqlite3; print(sqlite3.connect({str(config.database)!r}).execute({statement!r}).fetchall())"
-    prefix = f"runuser -u {config.owner} -- " if config.owner else ""
-    return f"{prefix}python3 -c {shlex.quote(program)}"
-
-
 def _disks(config: Config) -> list[Check]:
     """Check the free space of each file system that the bundle writes to."""
     checks, seen = [], set()
+    kept = catalog.kept_aside(config)
+    stopped = ": jobs do not start"
+    stopped += f"; {kept[0].name} is a former database that a restore kept" if kept else ""
     for path in (config.database, config.backup_directory, config.state_directory):
         there = host.existing(path)
         device = os.stat(there).st_dev
@@ -164,16 +160,15 @@ def _disks(config: Config) -> list[Check]:
                 f"disk_{len(seen)}",
                 good,
                 f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
-                f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else ': jobs do not start'}",
-                _reclaim(config, there),
+                f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
+                _reclaim(kept, there),
                 warning=good and percent < DISK_ALARM_PERCENT,
             )
         )
     return checks
 
 
-def _reclaim(config: Config, there: Path) -> str:
-    kept = catalog.kept_aside(config)
+def _reclaim(kept: list[Path], there: Path) -> str:
     # Made by restores, kept until somebody deletes them; backups are pruned by their own rules.
     return f"rm -r {shlex.quote(str(kept[0]))}" if kept else f"du -xhd1 {shlex.quote(str(there))}"
 

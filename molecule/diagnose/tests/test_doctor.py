@@ -53,15 +53,20 @@ def setting(host: Any, key: str, value: str) -> Iterator[None]:
         host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
 
 
-def write(host: Any, count: int) -> None:
-    """Let the owner write rows of 1 kB, and commit."""
-    statement = (
-        "INSERT INTO memory_entries (namespace, key, value, memory_type) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL"
-        f" SELECT i + 1 FROM n WHERE i < {count}) SELECT hex(randomblob(8)), i, json_quote(hex(randomblob(500))),"
-        " 'semantic' FROM n"
-    )
+def execute(host: Any, statement: str) -> None:
+    """Run one statement as the owner, and commit."""
     encoded = base64.b64encode(f"{OPEN}; c.execute({statement!r})".encode()).decode()
     host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
+
+
+def write(host: Any, count: int) -> None:
+    """Let the owner write rows of 1 kB."""
+    execute(
+        host,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL"
+        f" SELECT i + 1 FROM n WHERE i < {count}) SELECT hex(randomblob(8)), i, json_quote(hex(randomblob(500))),"
+        " 'semantic' FROM n",
+    )
 
 
 def test_a_deployed_host_is_healthy(tool: Any) -> None:
@@ -135,9 +140,24 @@ def test_a_failed_job_is_run_again(host: Any, tool: Any) -> None:
     assert tool("doctor")["ok"]
 
 
-def test_wal_off_and_a_lost_index_are_repaired_by_one_command(host: Any, tool: Any, query: Any) -> None:
-    query("PRAGMA journal_mode = DELETE")
-    query("DROP INDEX idx_audit_task")
+def test_a_row_without_its_parent_is_mended_with_nothing_but_python(host: Any, tool: Any) -> None:
+    execute(
+        host,
+        "INSERT INTO tasks (id, prompt, status, input_data, submitted_at, last_updated_at, session_id)"
+        " VALUES ('orphan', 'p', 'pending', '{}', '2026-01-01', '2026-01-01', 'gone')",
+    )
+    try:
+        found = diagnosis(tool, "foreign_keys")
+        assert "first: tasks row" in found["measured"]
+        host.check_output(found["hint"])
+        assert diagnosis(tool, "foreign_keys")["ok"]
+    finally:
+        execute(host, "DELETE FROM tasks WHERE id = 'orphan'")
+
+
+def test_wal_off_and_a_lost_index_are_repaired_by_one_command(host: Any, tool: Any) -> None:
+    execute(host, "PRAGMA journal_mode = DELETE")
+    execute(host, "DROP INDEX idx_audit_task")
     assert not diagnosis(tool, "journal_mode")["ok"]
     found = diagnosis(tool, "query_audit_by_task")
     assert "audit_by_task lacks its index idx_audit_task" in found["measured"]
