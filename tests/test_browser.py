@@ -77,6 +77,19 @@ def test_a_chart_is_drawn_and_its_line_follows_the_scheme(tab: browser.Page, pag
     assert len(strokes) == 2
 
 
+def test_a_phone_shows_the_newer_half_of_the_calendar(tab: browser.Page, pages: dict[str, Path]) -> None:
+    shown = []
+    for width in (360, 1280):
+        tab.show(pages["healthy"], width=width)
+        shown.append(
+            tab.evaluate(
+                "[...document.querySelectorAll('.calendar tbody tr:first-child td')]"
+                ".filter(each => each.getBoundingClientRect().width >= 12).length"
+            )
+        )
+    assert shown == [14, 28]
+
+
 def test_text_keeps_a_readable_size_on_a_phone(tab: browser.Page, pages: dict[str, Path]) -> None:
     tab.show(pages["healthy"], width=360)
     sizes = tab.evaluate(
