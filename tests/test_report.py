@@ -15,7 +15,7 @@ from typing import Any
 
 import demonstration
 import pytest
-from abathur_db import backup, chart, database, drift, fleet_page, markup, page, report, runs, schema, series
+from abathur_db import backup, chart, database, fleet_page, markup, page, report, runs, schema, schema_diff, series
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
@@ -293,7 +293,7 @@ def test_drift_is_a_diff_in_which_only_absence_is_bad(conf: Config) -> None:
         "CREATE TABLE notes (x)",
     )
     with database.opened(conf.database, 0, read_only=True) as connection:
-        lines = drift.diff(connection)
+        lines = schema_diff.diff(connection)
     changed = [line for line in lines if line[0] in "+-"]
     assert changed == ["-  index idx_audit_task (task_id, timestamp DESC)", "+  colour TEXT", "+table notes"]
     said = words(page.render(report.gather(conf)))

@@ -9,7 +9,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, drift, fleet_page, host, page, resources, runs, series, status
+from abathur_db import (
+    __version__,
+    catalog,
+    database,
+    fleet_page,
+    host,
+    page,
+    resources,
+    runs,
+    schema_diff,
+    series,
+    status,
+)
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
@@ -64,7 +76,7 @@ def gather(config: Config) -> dict[str, Any]:
 def _inside(config: Config) -> dict[str, Any]:
     try:
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-            drifted = drift.diff(connection)
+            drifted = schema_diff.diff(connection)
             return {"series": series.courses(connection), "drift": drifted}
     except Failure:
         return {"series": [], "drift": None}

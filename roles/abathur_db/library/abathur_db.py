@@ -48,7 +48,7 @@ result:
   type: dict
 """
 
-READ_ONLY = ("status", "validate", "backups", "doctor")
+READ_ONLY = ("status", "validate", "backups")
 
 
 def main() -> None:
