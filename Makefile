@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback security monitoring
+SCENARIO ?= default upgrade timers rollback security monitoring diagnose
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -20,7 +20,7 @@ TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench lock docs clean packages-host packages-test packages-faults
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench lock docs screenshot clean packages-host packages-test packages-faults
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -90,7 +90,7 @@ packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client
 
 packages-test: packages-host .cache/promtool
-	@.ci/packages podman runc zstd
+	@.ci/packages podman runc zstd chromium
 
 packages-faults: packages-host
 	@.ci/packages strace zstd mkfs.ext4:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils
@@ -109,6 +109,10 @@ lock: venv ## pin the newest versions that requirements.in allows
 
 docs: venv ## write the README's generated tables anew
 	@$(VENV)/python scripts/docs.py
+
+screenshot: venv ## make the README's pictures from a demonstration database
+	@.ci/packages chromium pngquant
+	$(VENV)/python scripts/screenshot.py
 
 clean: ## delete what was generated, but for test hosts
 	rm -rf .venv .cache dist reports .mypy_cache .ruff_cache .pytest_cache .coverage .ansible

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from abathur_db import guarded, runs
@@ -73,3 +77,80 @@ def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(guarded, "opened", read_only)
     with pytest.raises(Failure, match="lock cannot be opened: Read-only file system"), runs.locked(tmp_path, "x", 0):
         pytest.fail("no lock")
+
+
+def a_run(number: int, **more: Any) -> dict[str, Any]:
+    """Return a run of backup that ended `number` seconds after a fixed moment."""
+    finished = f"2026-11-24T02:{number // 60 % 60:02}:{number % 60:02}+00:00"
+    run = {"command": "backup", "ok": True, "summary": f"run {number}", "invocation": "", "finished": finished}
+    return {**run, "seconds": 1.5, "exit_code": 0, **more}
+
+
+def test_every_run_is_remembered_with_its_numbers_and_a_short_summary(tmp_path: Path) -> None:
+    runs.record(tmp_path, a_run(1))
+    long = "x" * 1000
+    runs.record(tmp_path, a_run(2, ok=False, exit_code=1, summary=long, data={"seconds": 2.4, "rows": {"a": 1}}))
+    first, second = runs.history(tmp_path, "backup")
+    assert first["summary"] == "run 1"
+    assert (second["ok"], second["exit_code"], second["data"]) == (False, 1, {"seconds": 2.4})
+    assert second["summary"] == "x" * runs.SUMMARY_LENGTH
+    assert runs.history(tmp_path, "vacuum") == []
+
+
+def test_the_history_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
+    for number in range(2 * runs.HISTORY + 5):
+        runs.remember(tmp_path, a_run(number))
+        assert len(runs.history(tmp_path, "backup")) < 2 * runs.HISTORY
+    found = runs.history(tmp_path, "backup")
+    assert len(found) == runs.HISTORY + 5
+    assert found[-1]["summary"] == f"run {2 * runs.HISTORY + 4}"
+
+
+def test_half_a_line_that_a_power_cut_left_costs_no_other_run(tmp_path: Path) -> None:
+    runs.remember(tmp_path, a_run(1))
+    path = tmp_path / "history/backup.jsonl"
+    path.write_text(path.read_text() + '{"finished": "2026-11-2')
+    runs.remember(tmp_path, a_run(2))
+    assert [run["summary"] for run in runs.history(tmp_path, "backup")] == ["run 1", "run 2"]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"ok": true}', '{"finished": "yesterday"}', "\x00\xff"])
+def test_a_line_that_is_no_run_is_passed_over(tmp_path: Path, line: str) -> None:
+    runs.remember(tmp_path, a_run(1))
+    with (tmp_path / "history/backup.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    assert len(runs.history(tmp_path, "backup")) == 1
+
+
+REMEMBER = """
+import pathlib, sys
+from abathur_db import runs
+print("begun", flush=True)
+runs.remember(pathlib.Path(sys.argv[1]), {"command": "backup", "summary": "s", "finished": "2026-11-24T02:00:00+00:00"})
+"""
+
+
+def test_two_that_remember_at_once_do_it_one_after_the_other(tmp_path: Path) -> None:
+    directory = tmp_path / "history"
+    directory.mkdir()
+    with ExitStack() as stack:
+        held = stack.enter_context(ExitStack())
+        held.enter_context(runs._alone(directory))
+        process = stack.enter_context(at_work(REMEMBER, tmp_path))
+        # The kernel lists who waits for a lock with an arrow (proc(5), /proc/locks).
+        deadline = time.monotonic() + 60
+        while not re.search(rf"-> FLOCK .* {process.pid} ", Path("/proc/locks").read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        assert list(directory.iterdir()) == []
+        held.close()
+        process.wait()
+    assert len(runs.history(tmp_path, "backup")) == 1
+
+
+def test_a_history_that_is_a_symlink_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history/backup.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        runs.remember(tmp_path, a_run(1))
+    assert not (tmp_path / "elsewhere").exists()

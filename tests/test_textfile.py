@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from abathur_db import metrics, runs, schema, textfile
+from abathur_db import metrics, schema, textfile
 from abathur_db.config import Config
 from abathur_db.textfile import Sample
 
@@ -49,8 +49,8 @@ def test_a_label_of_an_applications_making_cannot_break_a_line(raw: str, written
 
 def test_everybody_can_read_the_textfile_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "abathur.prom"
-    runs.partial_of(path).write_text("left by a killed run, for nobody to read")
-    runs.partial_of(path).chmod(0o600)
+    (tmp_path / ".abathur.prom.partial").write_text("left by a killed run, for nobody to read")
+    (tmp_path / ".abathur.prom.partial").chmod(0o600)
     textfile.write(path, [Sample("up", 1)])
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert path.read_text().endswith("abathur_db_up 1\n")

@@ -29,8 +29,9 @@ class Command:
 
     `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
     time with the other commands that lock. `dry_run`: takes --dry-run. `as_owner`: goes on as the
-    database's owner. `recorded`: its result is kept for status. `positional`: an argument in the place
-    of the database, which is then named with --database. `arguments`: further ones, passed on by name.
+    database's owner. `recorded`: its result is kept for status. `configured`: False for
+    what works without a database or a host. `positional`: an argument in the place of the database,
+    which is then named with --database. `arguments`: further ones, passed on by name.
     """
 
     function: str
@@ -40,6 +41,7 @@ class Command:
     as_owner: bool = True
     recorded: bool = False
     takes_database: bool = True
+    configured: bool = True
     positional: tuple[str, dict[str, Any]] | None = None
     arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
 
@@ -57,6 +59,30 @@ COMMANDS = {
         ),
     ),
     "status": Command("status:status", "show version, schema, sizes, and each job's last result and next run"),
+    "doctor": Command(
+        "doctor:doctor",
+        "say what is wrong, with the evidence and the one command that repairs it",
+        as_owner=False,
+    ),
+    "report": Command(
+        "report:report",
+        "write one page of HTML: health, growth, latencies, jobs, backups, drills, schema",
+        dry_run=True,
+        arguments=(
+            ("--output", {"type": Path, "metavar": "PATH", "help": "default: report.html in the state directory"}),
+        ),
+    ),
+    "fleet": Command(
+        "report:fleet",
+        "write the pages of many hosts and one of all, from each HOST/report.json in a directory",
+        as_owner=False,
+        takes_database=False,
+        configured=False,
+        positional=("directory", {"type": Path, "metavar": "DIRECTORY"}),
+        arguments=(
+            ("--host", {"action": "append", "default": [], "dest": "hosts", "help": "one that belongs to the fleet"}),
+        ),
+    ),
     "backup": Command(
         "backup:backup",
         "make a checked, compressed backup, then prune older ones",
@@ -194,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
         if command.positional:
             argument, described = command.positional
             sub.add_argument(argument, **described)
+        if command.positional and command.takes_database:
             sub.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
         elif command.takes_database:
             sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
@@ -240,7 +267,7 @@ def _run(options: argparse.Namespace) -> Result:
     recording = command.recorded and changes
     begun = time.monotonic()
     try:
-        with _host_trouble(settings), lock if command.lock and changes else nullcontext():
+        with _host_trouble(), lock if command.lock and changes else nullcontext():
             result = function(settings, **passed)
     except Failure as failure:
         if recording:
@@ -252,18 +279,20 @@ def _run(options: argparse.Namespace) -> Result:
 
 
 @contextmanager
-def _host_trouble(settings: Config) -> Iterator[None]:
-    """Turn what the operating system refuses, as it may any program, into a Failure: a full disk for one."""
+def _host_trouble() -> Iterator[None]:
+    """Turn what a host does to any program, a full disk for one, into a Failure."""
     try:
         yield
     except OSError as error:
-        where = error.filename or settings.database
-        refused = Failure(f"{where}: {error.strerror or error}", f"look at it: ls -ld {where}")
-        raise host.trouble(error) or refused from error
+        if failure := host.trouble(error):
+            raise failure from error
+        raise
 
 
 def _configuration(options: argparse.Namespace) -> Config:
     database = getattr(options, "database", None)
+    if not COMMANDS[options.command].configured:
+        database = Path("none")
     if database is not None:
         return config.development(resources.development_profile(), database)
     if text := os.environ.get(CONFIG_VARIABLE):

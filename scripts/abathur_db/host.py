@@ -72,15 +72,8 @@ def become(owner: str) -> None:
     """
     if not owner:
         return
-    try:
-        account = pwd.getpwnam(owner)
-    except KeyError:
-        raise Failure(
-            f"the database's owner {owner} does not exist on this host",
-            "deploy the host: ansible-playbook deploy.yml",
-            Exit.USAGE,
-        ) from None
-    if os.geteuid() == account.pw_uid:
+    found = account(owner)
+    if os.geteuid() == found.pw_uid:
         return
     if os.geteuid() != 0:
         raise Failure(
@@ -88,10 +81,22 @@ def become(owner: str) -> None:
             "run it as root (it goes on as the owner): sudo abathur-db …",
             Exit.USAGE,
         )
-    os.initgroups(owner, account.pw_gid)
-    os.setgid(account.pw_gid)
-    os.setuid(account.pw_uid)
-    os.environ.update(HOME=account.pw_dir, USER=owner, LOGNAME=owner)
+    os.initgroups(owner, found.pw_gid)
+    os.setgid(found.pw_gid)
+    os.setuid(found.pw_uid)
+    os.environ.update(HOME=found.pw_dir, USER=owner, LOGNAME=owner)
+
+
+def account(owner: str) -> pwd.struct_passwd:
+    """Return the account of the database's owner. Raises Failure (USAGE) when there is none."""
+    try:
+        return pwd.getpwnam(owner)
+    except KeyError:
+        raise Failure(
+            f"the database's owner {owner} does not exist on this host",
+            "deploy the host: ansible-playbook deploy.yml",
+            Exit.USAGE,
+        ) from None
 
 
 def seconds_since_boot() -> float:
@@ -183,7 +188,7 @@ def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     Without an owner, or as the owner, it is done right here. Raises the Failure that the work raised.
     """
-    if not owner or pwd.getpwnam(owner).pw_uid == os.geteuid():
+    if not owner or account(owner).pw_uid == os.geteuid():
         return work()
     reading, writing = os.pipe()
     child = os.fork()

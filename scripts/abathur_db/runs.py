@@ -1,4 +1,4 @@
-"""What a host remembers of its runs: the last result and the last success of each command, and the lock."""
+"""What a host remembers of its runs: the last result, the last success and a history of each command, and the lock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded
+from abathur_db import database, guarded, host
 from abathur_db.result import Exit, Failure
+
+HISTORY = 400
+"""Runs of each command that are remembered at least: more than a year of a daily job."""
+
+SUMMARY_LENGTH = 300
+"""Characters of a summary that the history keeps; the whole one stands in the last result."""
 
 
 def now() -> str:
@@ -21,18 +27,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def partial_of(path: Path) -> Path:
-    """Return where a file is written before it takes its name."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
+def write_whole(path: Path, text: str, *, durable: bool = False, mode: int = 0o600) -> None:
     """Write a small file so that a reader sees the old or the new text, never a part of it.
 
-    `durable`: it is on the disk when this returns, a power cut notwithstanding.
+    `durable`: it is on the disk when this returns, a power cut notwithstanding. `mode`: it has when it gets its name.
     """
-    partial = partial_of(path)
+    partial = path.with_name(f".{path.name}.partial")
     guarded.write_new(partial, text)
+    partial.chmod(mode)
     if durable:
         database.sync(partial)
     os.replace(partial, path)
@@ -50,6 +52,58 @@ def record(state_directory: Path, run: dict[str, Any]) -> None:
         directory = state_directory / kind
         guarded.directory(directory)
         write_whole(directory / f"{run['command']}.json", text)
+    remember(state_directory, run)
+
+
+def remember(state_directory: Path, run: dict[str, Any]) -> None:
+    """Append a run to the history of its command: one line, written whole; the oldest go when there are too many."""
+    directory = state_directory / "history"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{run['command']}.jsonl"
+    kept = {key: run.get(key) for key in ("finished", "ok", "seconds", "exit_code", "invocation")}
+    # Numbers only: what a drill measured, how much a backup holds.
+    numbers = {key: each for key, each in run.get("data", {}).items() if type(each) in (int, float)}
+    line = json.dumps({**kept, "summary": str(run["summary"])[:SUMMARY_LENGTH], "data": numbers})
+    with _alone(directory):
+        # A power cut may have left half a line: it ends here, and a reader passes it over.
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, f"{chr(10) if torn else ''}{line}\n".encode())
+        finally:
+            os.close(descriptor)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Not at every run: trimming writes the whole file anew.
+        if len(lines) >= 2 * HISTORY:
+            write_whole(path, "".join(f"{each}\n" for each in lines[-HISTORY:]))
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory; two runs of one command may end at one moment."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def history(state_directory: Path, command: str) -> list[dict[str, Any]]:
+    """Return the runs of a command that are remembered, the oldest first; what cannot be read is left out."""
+    try:
+        text = (state_directory / "history" / f"{command}.jsonl").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            run = json.loads(line)
+            datetime.fromisoformat(run["finished"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        found.append(run)
+    return found
 
 
 RECORD: dict[str, Any] = {"ok": False, "summary": "", "hint": "", "finished": "", "invocation": "", "data": {}}
@@ -104,10 +158,11 @@ def _lock_file(state_directory: Path) -> Iterator[int]:
     try:
         descriptor = guarded.opened(state_directory / "lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise Failure(
+        refused = Failure(
             f"{state_directory / 'lock'} cannot be opened: {error.strerror}; nothing was changed",
             f"look at it: ls -la {state_directory}",
-        ) from None
+        )
+        raise host.trouble(error) or refused from None
     try:
         yield descriptor
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,9 +76,4 @@ def render(samples: list[Sample]) -> str:
 
 def write(path: Path, samples: list[Sample]) -> None:
     """Write the textfile whole, readable for the exporter, whose user is another one. Raises OSError."""
-    # The mode before the name: the exporter may look at any moment.
-    partial = runs.partial_of(path)
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o644)
-    os.chmod(partial, 0o644)
-    runs.write_whole(path, render(samples))
+    runs.write_whole(path, render(samples), mode=0o644)

@@ -1,0 +1,45 @@
+"""The pages of a fleet: two hosts that answer, one of them sick, and one that does not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import testinfra
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    path = os.environ["MOLECULE_INVENTORY_FILE"]
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+
+
+def test_each_host_has_its_page_and_the_worst_is_first(playbook: Any, tmp_path: Path) -> None:
+    silent = "abathur:\n  hosts:\n    silent:\n      ansible_host: 127.0.0.1\n      ansible_port: 1\n"
+    (tmp_path / "more.yml").write_text(silent)
+    directory = tmp_path / "reports"
+    variables = json.dumps({"abathur_validation_report_directory": str(directory)})
+    sick = hosts()[0]
+    sick.check_output("systemctl disable --now abathur-db@vacuum.timer")
+    try:
+        done = playbook("playbooks/report.yml", "-i", str(tmp_path / "more.yml"), "-e", variables)
+    finally:
+        sick.check_output("systemctl enable --now abathur-db@vacuum.timer")
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    assert "3 hosts, 2 need attention: silent, " in done.stdout
+    fleet = (directory / "fleet.html").read_text()
+    names = [f"{os.environ['MOLECULE_SCENARIO_NAME']}-debian{number}" for number in (12, 13)]
+    bad = next(name for name in names if not json.loads((directory / name / "report.json").read_text())["ok"])
+    order = [fleet.index(f">{name}<") for name in ("silent", bad, next(name for name in names if name != bad))]
+    assert order == sorted(order)
+    assert "no answer" in fleet
+    assert "Connection refused" in fleet
+    assert "Timer vacuum: disabled" in fleet
+    assert not (directory / "silent" / "report.html").exists()
+    for name in names:
+        page = (directory / name / "report.html").read_text()
+        assert f"<title>{name}: " in page
+        assert "<script" not in page

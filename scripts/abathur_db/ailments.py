@@ -1,0 +1,129 @@
+"""What can ail the inside of a database: journal mode, damage, schema, foreign keys, slow queries."""
+
+from __future__ import annotations
+
+import shlex
+import sqlite3
+import statistics
+import time
+
+from abathur_db import database, latency, maintenance, rehearsal, resources, schema
+from abathur_db.config import Config
+from abathur_db.result import Check, Exit, Failure
+
+ROUNDS = 20
+"""Times each critical query is run; the median is compared with its budget."""
+
+
+def command(config: Config, name: str) -> str:
+    """Return a command of the tool for this database: a host's is configured, one of one's own is named."""
+    return f"abathur-db {name}" if config.owner else f"abathur-db {name} {shlex.quote(str(config.database))}"
+
+
+def sql(config: Config, statement: str) -> str:
+    """Return a command that runs one statement as the owner, with nothing installed but Python."""
+    opened = f"sqlite3.connect({str(config.database)!r}, isolation_level=None)"
+    program = f"import sqlite3; print(*{opened}.execute({statement!r}), sep='\\n')"
+    prefix = f"runuser -u {config.owner} -- " if config.owner else ""
+    return f"{prefix}python3 -c {shlex.quote(program)}"
+
+
+def locked(config: Config) -> bool:
+    """Tell whether a writer would get "database is locked": take the write lock and give it back at once."""
+    try:
+        with database.opened(config.database, config.busy_timeout_ms) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except Failure as failure:
+        if failure.code is not Exit.BUSY:
+            raise
+        return True
+    return False
+
+
+def examine(config: Config) -> list[Check]:
+    """Look at the database, read only. Raises Failure when it cannot be opened, BUSY when it is locked."""
+    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+        checks = [_journal_mode(config, connection), _damage(config, connection)]
+        if not checks[-1].ok:
+            # Nothing that is read from a damaged file can be relied on.
+            return checks
+        drift = _schema(config, connection)
+        checks += [*drift, _foreign_keys(config, connection)]
+        lost_tables = any(not check.ok and check.id == "tables" for check in drift)
+        return checks if lost_tables else checks + _queries(config, connection)
+
+
+def _journal_mode(config: Config, connection: sqlite3.Connection) -> Check:
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    said = "WAL" if mode == "wal" else f"WAL is off: the journal mode is {mode}, readers and writers stop each other"
+    return Check("journal_mode", mode == "wal", "wal", said, command(config, "init"))
+
+
+def _damage(config: Config, connection: sqlite3.Connection) -> Check:
+    found = database.problems(connection)
+    said = f"the database is damaged: {found[0]}" if found else "SQLite finds no damage"
+    return Check("damage", not found, "no damage", said, _restore(config))
+
+
+def _restore(config: Config) -> str:
+    named = "" if config.owner else f" --database {shlex.quote(str(config.database))}"
+    return f"abathur-db restore latest{named}"
+
+
+def _schema(config: Config, connection: sqlite3.Connection) -> list[Check]:
+    """Compare with sql/migrations; a column that differs is for its application to mend."""
+    checks = []
+    for check in schema.checks(connection):
+        said = check.measured if check.ok else f"the schema differs: {check.measured}"
+        repair = f"{_restore(config)} --dry-run" if check.id == "columns" else command(config, "init")
+        checks.append(Check(check.id, check.ok, check.expected, said, repair))
+    return checks
+
+
+def _foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
+    check = maintenance.foreign_keys(config, connection)
+    if check.measured == "none":
+        return Check(check.id, True, check.expected, "no row violates a foreign key")
+    table, row, parent, number = connection.execute("PRAGMA foreign_key_check").fetchone()
+    column, target, action = connection.execute(
+        'SELECT "from", coalesce("to", \'id\'), on_delete FROM pragma_foreign_key_list(?) WHERE id = ?', (table, number)
+    ).fetchone()
+    said = f"rows name a parent that is not there: {check.measured}; first: {table} row {row}, {column} in {parent}"
+    names = [database.quoted(each) for each in (table, column, parent, target)]
+    if action == "SET NULL":
+        # What SQLite does by itself when the application has foreign_keys on.
+        statement = "UPDATE {0} SET {1} = NULL WHERE {1} NOT IN (SELECT {3} FROM {2})".format(*names)
+    else:
+        # Whether the parent comes back or the row goes is for people to say: nothing is deleted by us.
+        statement = "SELECT rowid, * FROM {0} WHERE {1} NOT IN (SELECT {3} FROM {2})".format(*names)
+    return Check(check.id, check.ok, check.expected, said, sql(config, statement), warning=check.warning)
+
+
+def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:
+    """Check that each critical query is a search by an index, and time it on the database as it is."""
+    parameters = latency.samples(connection)
+    checks = []
+    for query, plan in zip(resources.queries(), rehearsal.plans(connection), strict=True):
+        milliseconds = _median(connection, query.sql, parameters[query.name])
+        measured = f"{milliseconds:.1f} ms, budget {query.budget_ms:g} ms"
+        if not plan.ok:
+            said, repair = (
+                f"{query.name} lacks its index {query.index} ({plan.measured}): {measured}",
+                command(config, "init"),
+            )
+        elif milliseconds > query.budget_ms:
+            said, repair = f"{query.name} is slow though it uses its index: {measured}", command(config, "analyze")
+        else:
+            said, repair = measured, ""
+        checks.append(Check(f"query_{query.name}", not repair, plan.expected, said, repair))
+    return checks
+
+
+def _median(connection: sqlite3.Connection, sql: str, parameters: list[dict[str, object]]) -> float:
+    durations = []
+    for number in range(ROUNDS):
+        begun = time.perf_counter()
+        connection.execute(sql, parameters[number % len(parameters)]).fetchall()
+        durations.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(durations)

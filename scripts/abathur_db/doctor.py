@@ -1,0 +1,224 @@
+"""The doctor: what is wrong with a database and its host, the evidence, and the one command that repairs it.
+
+Answers the design document's troubleshooting (section 8) and its common relatives. It changes nothing. What
+needs SQLite is examined as the database's owner; processes are seen by root, or as far as the owner may.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sqlite3
+import stat
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from abathur_db import ailments, catalog, database, host, processes, requirements, runs, status
+from abathur_db.config import Config
+from abathur_db.result import Check, Exit, Failure, Result
+
+DISK_ALARM_PERCENT = 10
+"""Free share of a disk under which it is called low (design document, section 7.2)."""
+
+LOOKS = 5
+"""Times the write lock is looked at: one look may fall between two transactions of a writer that hogs it."""
+
+
+def doctor(config: Config) -> Result:
+    """Examine the database and its host; each check that fails is a diagnosis.
+
+    `measured` says what is wrong with its evidence, `hint` is the one command that repairs it.
+    Raises Failure (USAGE) for somebody who is neither root nor the owner.
+    """
+    if os.geteuid() != 0:
+        host.become(config.owner)
+    checks = _files(config)
+    if all(check.ok for check in checks):
+        checks += _database(config)
+    checks += [*_disks(config), *_jobs(config), *_backups(config), *_application(config), _sqlite()]
+    wrong = [check for check in checks if not check.ok]
+    findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
+    if not wrong:
+        return Result("doctor", f"nothing is wrong: {len(checks)} things examined", checks=checks)
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    summary = f"{wrong[0].measured}{more}"
+    return Result("doctor", summary, checks=checks, data={"findings": findings}, hint=wrong[0].hint)
+
+
+def _files(config: Config) -> list[Check]:
+    """Check owner and mode of the database's files: those of another user lock the application out (trap 12)."""
+    uid = host.account(config.owner).pw_uid if config.owner else os.geteuid()
+    user = database.user_name(uid).split()[0]
+    there = [each for each in database.files(config.database) if each.is_file() and not each.is_symlink()]
+    foreign = [each for each in there if os.lstat(each).st_uid != uid]
+    open_to_others = [each for each in there if stat.S_IMODE(os.lstat(each).st_mode) & 0o077]
+    listed = ", ".join(f"{each.name} belongs to {database.user_name(os.lstat(each).st_uid)}" for each in foreign)
+    modes = ", ".join(f"{each.name} has mode {stat.S_IMODE(os.lstat(each).st_mode):04o}" for each in open_to_others)
+    return [
+        Check(
+            "owner",
+            not foreign,
+            f"every file of the database belongs to {user}",
+            listed or f"{len(there)} files of {user}",
+            f"chown --no-dereference {user}: {shlex.join(map(str, foreign))}",
+        ),
+        # Only a warning: it harms nobody's work, and validate insists on it.
+        Check(
+            "mode",
+            True,
+            "nothing for other users",
+            modes or "closed to other users",
+            ailments.command(config, "init"),
+            warning=bool(open_to_others),
+        ),
+    ]
+
+
+def _database(config: Config) -> list[Check]:
+    gone = processes.with_deleted(config.database)
+    if gone:
+        # Everything else would be said of a file that the application does not use.
+        names = ", ".join(map(host.process_name, gone))
+        said = f"{names} still uses a deleted {config.database.name}: what it writes is lost"
+        repair = processes.repair(gone[0], config.application_units)
+        return [Check("deleted_file", False, "everybody uses the file that is there", said, repair)]
+    # Before anything is opened: the last connection to close writes the log back and deletes it.
+    log = _wal(config)
+    written = _written_now(config)
+    answer = host.as_owner(config.owner, lambda: _as_owner(config, written))
+    return [_locked(config, answer["locked"]), log, *(Check(**each) for each in answer["checks"])]
+
+
+def _written_now(config: Config) -> bool:
+    """Tell whether somebody holds the write lock, at one of a few looks."""
+    for _ in range(LOOKS):
+        if processes.writers(config.database):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _as_owner(config: Config, written: bool) -> dict[str, Any]:
+    """Try the write lock if somebody has it, then examine the inside; runs as the owner, its answer is JSON."""
+    try:
+        locked = written and ailments.locked(config)
+        checks = ailments.examine(config)
+    except Failure as failure:
+        if failure.code is Exit.BUSY:
+            return {"locked": True, "checks": []}
+        said = [Check("database", False, "can be opened", str(failure), failure.hint)]
+        return {"locked": False, "checks": [asdict(each) for each in said]}
+    return {"locked": locked, "checks": [asdict(each) for each in checks]}
+
+
+def _locked(config: Config, locked: bool) -> Check:
+    seconds = f"{config.busy_timeout_ms / 1000:g} s"
+    holders = processes.writers(config.database) if locked else []
+    names = ", ".join(map(host.process_name, holders)) or "a process that is gone by now or cannot be seen from here"
+    repair = processes.repair(holders[0], config.application_units) if holders else f"fuser -v {config.database}"
+    measured = f"the database was locked for {seconds} by {names}" if locked else "the write lock is to be had"
+    return Check("locked", not locked, f"a writer waits less than {seconds}", measured, repair)
+
+
+def _wal(config: Config) -> Check:
+    """Compare the write-ahead log with its limit, and name who keeps it from being used again."""
+    index = processes.wal_index(config.database) or processes.WalIndex(0, 0, ())
+    log = database.sidecars(config.database)[0]
+    size = log.stat().st_size if log.exists() else 0
+    good = size <= config.wal_limit_mb * host.MB
+    behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
+    said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
+    repair = processes.repair(behind[0].pid, config.application_units) if behind else "abathur-db checkpoint"
+    if behind and not good:
+        said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
+    elif not good:
+        said += "; no reader pins it"
+    return Check("wal", good, f"at most {config.wal_limit_mb} MB", said, repair)
+
+
+def _disks(config: Config) -> list[Check]:
+    """Check the free space of each file system that the bundle writes to."""
+    checks, seen = [], set()
+    kept = catalog.kept_aside(config)
+    stopped = ": jobs do not start"
+    stopped += f"; {kept[0].name} is a former database that a restore kept" if kept else ""
+    for path in (config.database, config.backup_directory, config.state_directory):
+        there = host.existing(path)
+        device = os.stat(there).st_dev
+        if device in seen:
+            continue
+        seen.add(device)
+        space = os.statvfs(there)
+        free, whole = space.f_bavail * space.f_frsize, max(space.f_blocks * space.f_frsize, 1)
+        percent = 100 * free / whole
+        good = free >= config.minimum_free_mb * host.MB
+        checks.append(
+            Check(
+                f"disk_{len(seen)}",
+                good,
+                f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
+                f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
+                _reclaim(kept, there),
+                warning=good and percent < DISK_ALARM_PERCENT,
+            )
+        )
+    return checks
+
+
+def _reclaim(kept: list[Path], there: Path) -> str:
+    # Made by restores, kept until somebody deletes them; backups are pruned by their own rules.
+    return f"rm -r {shlex.quote(str(kept[0]))}" if kept else f"du -xhd1 {shlex.quote(str(there))}"
+
+
+def _jobs(config: Config) -> list[Check]:
+    """Check the timers, and the last result of each job."""
+    if not config.owner:
+        return []
+    found = status.timers(config, [])
+    if not found:
+        return [Check("timers", False, "timers", "no timer is installed", "ansible-playbook deploy.yml")]
+    checks = []
+    for job, timer in found.items():
+        check = status.timer_checks({job: timer})[0]
+        repair = f"systemctl enable --now abathur-db@{job}.timer"
+        said = f"the timer of {job} is {check.measured}"
+        checks.append(Check(check.id, check.ok, check.expected, said, repair))
+        last = runs.recorded(config.state_directory, "last", job)
+        if last is not None and not last["ok"]:
+            said = f"{job} failed at {last['finished']}: {last['summary']}"
+            checks.append(Check(f"job_{job}", False, "succeeded", said, f"systemctl start abathur-db@{job}"))
+    return checks
+
+
+def _backups(config: Config) -> list[Check]:
+    if not config.owner:
+        return []
+    age = catalog.age_check(config)
+    said = age.measured if age.ok else f"the newest verified backup is too old or absent: {age.measured}"
+    return [Check(age.id, age.ok, age.expected, said, "systemctl start abathur-db@backup")]
+
+
+def _application(config: Config) -> list[Check]:
+    """Check that systemd has not given an application's unit up."""
+    checks = []
+    for unit in config.application_units if config.owner else []:
+        state = host.unit_properties(unit, "ActiveState").get("ActiveState", "")
+        if state == "failed":
+            checks.append(Check(unit, False, "not failed", f"{unit} failed and stands", f"systemctl restart {unit}"))
+    return checks
+
+
+def _sqlite() -> Check:
+    """Warn of a SQLite whose two checkpoints at one moment can corrupt the log (schema facts, trap 13)."""
+    fixed = requirements.wal_reset_fix(sqlite3.sqlite_version_info)
+    defect = "lacks the fix of the WAL-reset defect: two checkpoints at one moment can corrupt the database"
+    return Check(
+        "sqlite_wal_reset",
+        True,
+        "SQLite 3.51.3, 3.50.7, 3.44.6 or later",
+        f"SQLite {sqlite3.sqlite_version} {'has the fix of the WAL-reset defect' if fixed else defect}",
+        "apt-get install --only-upgrade libsqlite3-0",
+        warning=not fixed,
+    )

@@ -1,0 +1,168 @@
+"""The page of one host, from the data of `report`: health first, then what an operator asks next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abathur_db import chart, page_tables
+from abathur_db.markup import BAD, GOOD, ago, document, e, empty, lasted, section, size, state, when
+
+Data = dict[str, Any]
+
+SENTENCE = 140
+"""Characters of a finding that the sentence at the top repeats."""
+
+
+def sentence(data: Data) -> str:
+    """Return the health of a host in one sentence."""
+    failed = [check for check in data["checks"] if not check["ok"]]
+    if failed:
+        first = failed[0]
+        count = f"{len(failed)} of {len(data['checks'])} checks failed"
+        measured = first["measured"]
+        # The whole of it stands below; a sentence has an end.
+        said = measured if len(measured) <= SENTENCE else f"{measured[:SENTENCE]}…"
+        return f"{data['host']} needs attention: {count}, first {first['id']}: {said.rstrip('.')}."
+    said = f"{data['host']} is healthy: all {len(data['checks'])} checks passed"
+    newest = newest_backup(data)
+    if newest:
+        said += f", the newest backup was made {ago(newest['created'], data['generated'])}"
+    recovery = data["status"].get("recovery_seconds")
+    if newest and recovery is not None:
+        said += f" and a restore takes {lasted(recovery)}"
+    return f"{said}."
+
+
+def name(check: Data) -> str:
+    """Return a check's name in words: backup_age is Backup age."""
+    words = str(check["id"]).replace("_", " ")
+    return (words[:1].upper() + words[1:]).replace("Wal ", "WAL ")
+
+
+def newest_backup(data: Data) -> Data | None:
+    """Return the newest backup that counts and is not known to be damaged."""
+    newest = data["status"].get("newest_backup")
+    return next((each for each in data["backups"] if each["counts"] and each["id"] == newest), None)
+
+
+def points(data: Data, metric: str, value: int = 2) -> list[chart.Point]:
+    """Return the course of a metric without labels; `value`: 1 minimum, 2 mean, 3 maximum of each moment."""
+    course = next((each for each in data["series"] if each["name"] == metric and not each["labels"]), None)
+    return [(point[0], point[value]) for point in course["points"]] if course else []
+
+
+def render(data: Data) -> str:
+    """Return the page."""
+    title = f"{data['host']}: {'healthy' if data['ok'] else 'needs attention'}"
+    links = (
+        ("growth", "Growth and log"),
+        ("latency", "Latencies"),
+        ("jobs", "Jobs"),
+        ("backups", "Backups"),
+        ("drills", "Drills"),
+        ("schema", "Schema"),
+        ("checks", "Checks"),
+    )
+    contents = "".join(f'<a href="#{target}">{words}</a>' for target, words in links)
+    badge = state(GOOD, "Healthy") if data["ok"] else state(BAD, "Needs attention")
+    header = (
+        f'<header><p class="eyebrow">{e(data["host"])} <span class="note">· Abathur&rsquo;s database</span></p>'
+        f'<p class="badge">{badge}</p><h1>{e(sentence(data))}</h1>'
+        f'<p class="meta">As of {when(data["generated"])} UTC · {e(data["database"])}'
+        f" · abathur-db {e(data['version'])}</p>"
+        f'<nav aria-label="Contents">{contents}</nav></header>'
+    )
+    parts = [
+        _wrong(data),
+        _facts(data),
+        _growth(data),
+        page_tables.latencies(data),
+        page_tables.jobs(data),
+        page_tables.backups(data),
+        page_tables.drills(data),
+        page_tables.drift(data),
+        page_tables.checks(data),
+    ]
+    footer = (
+        "<footer>All times are UTC. What to do about a fault: <code>abathur-db doctor</code> on the host."
+        " This page was written by <code>abathur-db report</code>; it loads nothing from anywhere.</footer>"
+    )
+    return document(title, f'{header}<main id="main">{"".join(parts)}</main>{footer}')
+
+
+def _wrong(data: Data) -> str:
+    failed = [check for check in data["checks"] if not check["ok"]]
+    if not failed:
+        return ""
+    items = []
+    for check in failed:
+        following = f'<p class="next">Next: <code>{e(check["hint"])}</code></p>' if check["hint"] else ""
+        items.append(
+            f"<li><b>{e(name(check))}</b><p>{e(check['measured'])}"
+            f' <span class="note">(expected: {e(check["expected"])})</span></p>{following}</li>'
+        )
+    return section("wrong", "What is wrong", f'<ul class="wrong">{"".join(items)}</ul>')
+
+
+def _fact(label: str, value: str, note: str) -> str:
+    return f'<div><dt>{e(label)}</dt><dd>{e(value)}<span class="note">{e(note)}</span></dd></div>'
+
+
+def _facts(data: Data) -> str:
+    status, limits = data["status"], data["limits"]
+    growth = points(data, "growth_bytes_per_day")
+    newest = newest_backup(data)
+    facts = []
+    if "database_bytes" in status:
+        said = f"{size(growth[-1][1])} more a day" if growth else f"schema version {status['schema_version']}"
+        facts.append(_fact("Database", size(status["database_bytes"]), said))
+        facts.append(
+            _fact("Write-ahead log", size(status["wal_bytes"]), f"limit {size(limits['wal_bytes'])}"),
+        )
+    facts.append(_fact("Free disk", size(status["free_bytes"]), f"limit {size(limits['disk_free_bytes'])}"))
+    made = ago(newest["created"], data["generated"]) if newest else "none"
+    facts.append(_fact("Newest verified backup", made, size(newest["bytes"]) if newest else "make one now"))
+    recovery = status.get("recovery_seconds")
+    drilled = data["drills"][-1]["finished"] if data["drills"] else None
+    note = f"drill {ago(drilled, data['generated'])}" if drilled else "no drill yet"
+    facts.append(_fact("Recovery", lasted(recovery), note))
+    return f'<dl class="facts">{"".join(facts)}</dl>'
+
+
+def _growth(data: Data) -> str:
+    limits = data["limits"]
+    figures = []
+    # The largest log and the least free disk of each moment: a mean would hide the bad hour.
+    for metric, title, value, limit in (
+        ("database_bytes", "Database", 2, None),
+        ("wal_bytes", "Write-ahead log, at its largest", 3, limits["wal_bytes"]),
+        ("disk_free_bytes", "Free disk, at its least", 1, limits["disk_free_bytes"]),
+        ("growth_bytes_per_day", "Growth a day", 2, None),
+    ):
+        course = points(data, metric, value)
+        if course:
+            note = (
+                f"{size(points(data, 'free_page_bytes')[-1][1])} of it free pages" if _has_pages(data, metric) else ""
+            )
+            figures.append(chart.line(title, course, size, limit=limit, note=note))
+    content = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    content = content or empty("There is no history yet: the table metrics of the database holds no sizes.")
+    return section("growth", "Growth and write-ahead log", content + _at_work(data))
+
+
+def _has_pages(data: Data, metric: str) -> bool:
+    return metric == "database_bytes" and bool(points(data, "free_page_bytes"))
+
+
+def _at_work(data: Data) -> str:
+    """Return how many sessions and tasks there are in each status, at the last measurement."""
+    lines = []
+    for metric in ("sessions", "tasks"):
+        counts = [
+            f"{course['points'][-1][2]:.0f} {e(course['labels'].get('status', 'in all'))}"
+            for course in data["series"]
+            if course["name"] == metric and course["points"][-1][2] > 0
+        ]
+        if counts:
+            lines.append(f'<p class="key">{metric.capitalize()}: {", ".join(counts)}.</p>')
+    return "".join(lines)

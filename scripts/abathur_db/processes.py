@@ -1,0 +1,131 @@
+"""Who has a database's files open and which of SQLite's locks they hold, read from /proc and from the -shm.
+
+Nothing of the database is opened by SQLite here, so looking disturbs nobody. Root sees every process,
+an owner his own. Numbers of bytes: sqlite.org/walformat.html, section 2.3, and sqlite.org/lockingv3.html.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from abathur_db import database
+
+WAL_WRITER = 120
+"""Byte of the -shm that a writer locks."""
+WAL_READERS = range(123, 128)
+"""Bytes of the -shm that readers lock: byte 123 + i belongs to read mark i."""
+ROLLBACK_WRITER = range(0x40000000, 0x40000000 + 2)
+"""PENDING and RESERVED byte of the database file, in rollback-journal mode."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that a process holds on a range of bytes of a file."""
+
+    pid: int
+    path: Path
+    exclusive: bool
+    first: int
+
+
+@dataclass(frozen=True)
+class WalIndex:
+    """What the -shm says: frames in the log, frames already in the database, the snapshot of each read mark."""
+
+    frames: int
+    written_back: int
+    marks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A process that reads, and the frame of the log that its snapshot ends at."""
+
+    pid: int
+    frame: int
+
+
+def _open_files() -> Iterator[tuple[int, Path, str]]:
+    """Yield process, its fdinfo file and the name of each file that other processes have open."""
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        try:
+            for each in (process / "fd").iterdir():
+                yield int(process.name), process / "fdinfo" / each.name, os.readlink(each)
+        except OSError:
+            continue
+
+
+def locks(path: Path) -> list[Lock]:
+    """Return the locks that other processes hold on a database's file and on its -shm."""
+    wanted = {str(each): each for each in (path, database.sidecars(path)[1])}
+    found = []
+    for pid, information, name in _open_files():
+        if name in wanted:
+            found += _held(pid, information, wanted[name])
+    return sorted(set(found), key=lambda each: (each.pid, each.first))
+
+
+def _held(pid: int, information: Path, path: Path) -> list[Lock]:
+    """Read lines such as `lock: 1: POSIX ADVISORY WRITE 77 fd:01:9 120 120` (proc(5), fdinfo)."""
+    try:
+        text = information.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    lines = re.findall(r"^lock:\s+\S+ POSIX\s+\S+\s+(READ|WRITE)\s+\S+\s+\S+\s+(\d+)\s+\S+", text, re.MULTILINE)
+    return [Lock(pid, path, kind == "WRITE", int(first)) for kind, first in lines]
+
+
+def writers(path: Path) -> list[int]:
+    """Return the processes that hold the write lock of a database, in either journal mode."""
+    held = {
+        each.pid
+        for each in locks(path)
+        if each.exclusive and (each.first == WAL_WRITER if each.path != path else each.first in ROLLBACK_WRITER)
+    }
+    return sorted(held)
+
+
+def wal_index(path: Path) -> WalIndex | None:
+    """Return what the -shm beside a database says, None when there is none in use."""
+    try:
+        with database.sidecars(path)[1].open("rb") as stream:
+            head = stream.read(120)
+    except OSError:
+        return None
+    # WalIndexHdr.isInit is byte 12; all numbers are in the byte order of the machine.
+    if len(head) < 120 or not head[12]:
+        return None
+    frames, written_back, *marks = struct.unpack_from("=I", head, 16) + struct.unpack_from("=6I", head, 96)
+    return WalIndex(frames, written_back, tuple(marks))
+
+
+def readers(path: Path, index: WalIndex) -> list[Reader]:
+    """Return the processes inside a read transaction, the oldest snapshot first."""
+    found = {
+        Reader(each.pid, index.marks[each.first - WAL_READERS[0]])
+        for each in locks(path)
+        if each.path != path and not each.exclusive and each.first in WAL_READERS
+    }
+    return sorted(found, key=lambda each: (each.frame, each.pid))
+
+
+def with_deleted(path: Path) -> list[int]:
+    """Return the processes that have a deleted file of this name open: what they write is lost."""
+    return sorted({pid for pid, _, name in _open_files() if name == f"{path} (deleted)"})
+
+
+def repair(pid: int, units: list[str]) -> str:
+    """Return the command that ends a process's hold: of its unit, where that is an application's, else of itself."""
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        groups = ""
+    unit = next((each for each in units if re.search(rf"/{re.escape(each)}$", groups, re.MULTILINE)), None)
+    return f"systemctl restart {unit}" if unit else f"kill {pid}"
