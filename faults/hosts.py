@@ -43,6 +43,15 @@ DEPLOY = ("-e", json.dumps(SLOW))
 """What a deploy to a whole machine is told."""
 
 
+def ssh(name: str, command: str) -> list[str]:
+    """Return the command line that runs a command on a host, which may be slow to answer."""
+    known = testhost.state(name)
+    assert known is not None
+    program, *rest = testhost.ssh_command(known)
+    # Of options said twice ssh takes the first.
+    return [program, "-o", "ConnectTimeout=90", *rest, command]
+
+
 class Host:
     """A host of testhost.py or testvm.py, known by its name."""
 
@@ -52,10 +61,9 @@ class Host:
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as root."""
-        known = testhost.state(self.name)
-        assert known is not None
-        line = [*testhost.ssh_command(known), command]
-        return subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            ssh(self.name, command), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
 
     def good(self, command: str) -> str:
         """Run a command that has to succeed; return its output."""
@@ -113,7 +121,12 @@ def inventory(name: str) -> Iterator[Path]:
 
 def playbook(path: Path, name: str, *arguments: str, root: Path = ROOT) -> subprocess.Popen[str]:
     """Start a playbook of a checkout, in a process group of its own."""
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_TIMEOUT": "90",
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.Popen(
         ["ansible-playbook", name, "-i", str(path), *arguments],

@@ -33,14 +33,13 @@ ROWS = (
 @contextmanager
 def writers(host: Host, folder: Path) -> Iterator[Ledger]:
     """Let writers work on the machine; what they report through ssh is kept here."""
-    ledger, known = Ledger(folder), testhost.state(host.name)
-    assert known is not None
+    ledger = Ledger(folder)
     before = len(ledger.acknowledged())
     unit = "systemd-run --quiet --pipe --wait --collect --unit=writers --uid=abathur"
     command = f"{unit} python3 /opt/writers.py {DATABASE} 3 0.05"
     with ledger.rows.open("a") as rows, ledger.faults.open("a") as faults:
         process = subprocess.Popen(
-            [*testhost.ssh_command(known), command],
+            hosts.ssh(host.name, command),
             stdin=subprocess.DEVNULL,
             stdout=rows,
             stderr=faults,
@@ -127,10 +126,8 @@ def test_after_a_power_cut_the_same_command_ends_well_and_no_acknowledged_row_is
 
 def strike(machine: Host, command: str, moment: float) -> None:
     """Start a command on the machine, and cut its power after `moment` seconds."""
-    known = testhost.state(machine.name)
-    assert known is not None
     process = subprocess.Popen(
-        [*testhost.ssh_command(known), command],
+        hosts.ssh(machine.name, command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
