@@ -63,7 +63,7 @@ def test_a_state_directory_that_cannot_be_written_is_a_failure_and_no_crash(
     assert answer["hint"]
 
 
-def test_a_file_that_went_missing_is_named_and_no_crash(
+def test_a_missing_file_of_our_own_is_a_defect(
     conf: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object, **__: object) -> None:
@@ -71,8 +71,8 @@ def test_a_file_that_went_missing_is_named_and_no_crash(
 
     (tmp_path / "conf.toml").write_text(toml(conf))
     monkeypatch.setattr("abathur_db.schema.init", lost)
-    assert cli.main(["init", "--config", str(tmp_path / "conf.toml"), "--json"]) == Exit.FAILED
-    assert json.loads(capsys.readouterr().out)["summary"] == "lost: No such file or directory"
+    assert cli.main(["init", "--config", str(tmp_path / "conf.toml"), "--json"]) == Exit.CRASH
+    assert "FileNotFoundError" in capsys.readouterr().err
 
 
 def test_sqlite_on_a_disk_without_room_for_its_index_says_why(
