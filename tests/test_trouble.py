@@ -59,8 +59,8 @@ def test_a_state_directory_that_cannot_be_written_is_a_failure_and_no_crash(
         code = cli.main(["init", "--config", str(tmp_path / "conf.toml"), "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert code == Exit.FAILED
-    assert f"{conf.state_directory}/lock cannot be opened: Read-only file system" in answer["summary"]
-    assert answer["hint"]
+    assert f"{conf.state_directory}/lock cannot be written or read: Read-only file system" in answer["summary"]
+    assert answer["hint"] == f"make it writable: findmnt --target {conf.state_directory}"
 
 
 def test_a_missing_file_of_our_own_is_a_defect(
