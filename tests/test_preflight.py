@@ -66,13 +66,17 @@ def test_an_existing_database_is_looked_at_and_not_touched(conf: Config) -> None
     assert {name: data for name, data in after.items() if not name.endswith(("-shm", "-wal"))} == before
 
 
+def validated(conf: Config, *, ok: bool) -> None:
+    run = {"command": "validate", "ok": ok, "summary": "", "invocation": "", "finished": runs.now()}
+    runs.record(conf.state_directory, {**run, "seconds": 1, "exit_code": 0})
+
+
 @pytest.fixture
 def deployed(conf: Config) -> Config:
     """Make a database that a deploy has nothing to do about, and whose last validation was good."""
     schema.init(conf)
     seed.seed(conf)
-    run = {"command": "validate", "ok": True, "invocation": ""}
-    runs.record(conf.state_directory, run)
+    validated(conf, ok=True)
     return conf
 
 
@@ -93,7 +97,7 @@ def test_a_host_that_differs_is_not_current_and_hears_how(deployed: Config) -> N
 
 
 def test_a_host_whose_last_validation_failed_is_not_current(deployed: Config) -> None:
-    runs.record(deployed.state_directory, {"command": "validate", "ok": False, "invocation": ""})
+    validated(deployed, ok=False)
     assert check(deployed, state="{}").data["current"] is False
 
 

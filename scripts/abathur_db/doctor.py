@@ -130,7 +130,8 @@ def _wal(config: Config) -> Check:
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
-    repair = processes.repair(behind[0].pid, config.application_units) if behind else "abathur-db checkpoint"
+    checkpoint = ailments.command(config, "checkpoint")
+    repair = processes.repair(behind[0].pid, config.application_units) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
     elif not good:
