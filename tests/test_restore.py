@@ -81,6 +81,14 @@ def test_rows_of_a_table_that_the_backup_lacks_are_lost_too(conf: Config, saved:
     assert restore.restore(conf, "latest", dry_run=True).data["lost"] == {"loose": {"new": 1, "changed": 0}}
 
 
+def test_what_the_bundle_measured_since_is_no_reason_to_refuse(conf: Config) -> None:
+    schema.init(conf)
+    backup.backup(conf)
+    run(conf.database, "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('2026-11-25', 'x', 1)")
+    assert restore.restore(conf, "latest", dry_run=True).data["lost"] == {}
+    assert restore.restore(conf, "latest", keep_rows=True).changed
+
+
 def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_replayed(conf: Config, saved: str) -> None:
     """The -wal of the former database beside the restored one would be replayed over it (trap 11)."""
     writer = subprocess.run(
