@@ -23,6 +23,12 @@ ActiveState=inactive
 UnitFileState=disabled"""
 
 
+@pytest.mark.parametrize(("state", "good"), [("running", True), ("waiting", False), ("elapsed", False)])
+def test_a_timer_without_a_next_run_is_a_fault_unless_its_job_runs_now(state: str, good: bool) -> None:
+    timer = {"ActiveState": "active", "SubState": state, "UnitFileState": "enabled", "NextElapseUSecRealtime": ""}
+    assert [each.ok for each in status.timer_checks({"metrics": timer})] == [good]
+
+
 @pytest.fixture
 def deployed(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Return a configuration with an owner, on a machine whose systemd lists two timers."""

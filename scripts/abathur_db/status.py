@@ -18,7 +18,7 @@ def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
         return {}
     listed = host.systemctl("list-unit-files", "abathur-db@*.timer", "--no-legend", "--plain")
     wanted = sorted({f"abathur-db@{job}.timer" for job in jobs} | {line.split()[0] for line in listed})
-    names = "Id,ActiveState,UnitFileState,NextElapseUSecRealtime"
+    names = "Id,ActiveState,SubState,UnitFileState,NextElapseUSecRealtime"
     found: dict[str, dict[str, str]] = {}
     block: dict[str, str] = {}
     for line in [*(host.systemctl("show", *wanted, "--property", names) if wanted else []), ""]:
@@ -37,10 +37,15 @@ def job_of(unit: str) -> str:
 
 
 def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
-    """Check that each timer is enabled, active, and has a next run."""
+    """Check that each timer is enabled, active, and has a next run.
+
+    A timer whose job runs at the moment (SubState running) has its next run only when that has ended.
+    """
     checks = []
     for job, timer in found.items():
         enabled, active, following = timer["UnitFileState"], timer["ActiveState"], timer["NextElapseUSecRealtime"]
+        if timer.get("SubState") == "running":
+            following = "after the one that runs now"
         checks.append(
             Check(
                 f"timer_{job}",
