@@ -106,6 +106,12 @@ def test_a_host_whose_last_deploy_was_cut_is_not_current(deployed: Config) -> No
     assert check(deployed, state="{}").data["current"] is False
 
 
+def test_a_host_whose_application_a_cut_deploy_left_stopped_is_not_current(deployed: Config) -> None:
+    deployed.install_directory.mkdir()
+    (deployed.install_directory / "stopped.json").write_text('["abathur.service"]')
+    assert check(replace(deployed, application_units=["abathur.service"]), state="{}").data["current"] is False
+
+
 @pytest.mark.parametrize("state", ["no json", "[1]", "3"])
 def test_a_state_that_is_no_json_object_is_refused(conf: Config, state: str) -> None:
     with pytest.raises(Failure, match="--state is not a JSON object"):

@@ -48,7 +48,8 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
         exists = data.get("init", {}).get("data", {}).get("kind") != "create"
         data["drift"] = drifted
         data["unfinished"] = releases.unfinished(config)
-        todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"]]
+        stopped = [unit for unit in data["application_units"] if unit["stopped"]]
+        todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"], stopped]
         data["current"] = bool(state) and not any(todo) and _healthy(config, data)
         data["backup_needed"] = exists and (changes or (bool(release) and release != releases.current(config)))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
