@@ -100,8 +100,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="abathur-bench-") as folder:
         found, costs = measure(options, Path(folder))
-    print(figures.table([each.as_dict() for part in found.values() for each in part]))
     write(options, found, costs)
+    print(figures.table([each.as_dict() for part in found.values() for each in part]))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def table(found: list[dict[str, Any]]) -> str:
         unit, errors = each["unit"], each["errors"]
         peers = "; ".join(f"{name}: {shown(value, unit, errors.get(name, 0))}" for name, value in each["peers"].items())
         ratio = "" if each["ratio"] is None else f"{each['ratio']:.2f}"
-        reached = {True: "yes", False: f"no: {each['share']:.2f} of the goal", None: ""}[each["reached"]]
+        by = f": {each['share']:.2f} of the goal" if each["share"] is not None else ""
+        reached = {True: "yes", False: f"no{by}", None: ""}[each["reached"]]
         ours = shown(each["ours"], unit, errors.get("ours", 0))
         lines.append(f"| {each['group']}: {each['name']} | {ours} | {peers} | {ratio} | {each['goal']} | {reached} |")
     return "\n".join(lines)

@@ -99,8 +99,8 @@ def sqlite_wal_reset():
         True,
         "fixed (3.51.3, 3.50.7 or 3.44.6)",
         sqlite3.sqlite_version + (" has the fix" if fixed else " lacks the fix"),
-        "two processes that checkpoint at the same moment can corrupt the WAL; our jobs never checkpoint "
-        "on their own; upgrade libsqlite3-0 when Debian ships the fix",
+        "two processes that checkpoint at the same moment can corrupt the WAL; our jobs leave that to the "
+        "application as long as it does it; upgrade libsqlite3-0 when Debian ships the fix",
         warning=not fixed,
     )
 
