@@ -50,9 +50,10 @@ def in_toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(key)} = {in_toml(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(in_toml, value)) + "]"
-    # Infinity and NaN have names of their own.
-    text = json.dumps(value, ensure_ascii=False)
-    return text.replace("\x7f", "\\u007f").replace("Infinity", "inf").replace("NaN", "nan")
+    if isinstance(value, float):
+        # Infinity and NaN have names of their own, and Python's are TOML's.
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @given(st.text())
