@@ -168,3 +168,16 @@ def test_the_period_of_a_calendar_expression_is_what_systemd_says() -> None:
 def test_without_systemd_no_period_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert host.period_seconds("*-*-* 02:00:00") is None
+
+
+def test_a_job_keeps_to_half_of_the_processors_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = os.sched_getaffinity(0)
+    with host.half_of_the_processors():
+        assert host.processors() == max(1, len(mine) - len(mine) // 2)
+        started = subprocess.run(["nproc"], check=True, capture_output=True, text=True)
+        assert int(started.stdout) == host.processors()
+    assert os.sched_getaffinity(0) == mine
+    monkeypatch.delattr(os, "sched_setaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    with host.half_of_the_processors():
+        assert host.processors() == 1

@@ -40,11 +40,12 @@ def backup(config: Config, dry_run: bool = False) -> Result:
     try:
         for leftover in [*partials, *_unfinished(config)]:
             guarded.clear(leftover)
-        with progress.shown("copy", size) as done:
-            database.snapshot(path, plain, config.busy_timeout_ms, done)
         # One after the other, though they could run side by side: the application needs a processor too.
-        facts = _facts(plain, full=config.backup_check == "full")
-        facts |= packing.pack(plain, packed, config.backup_compression)
+        with host.half_of_the_processors():
+            with progress.shown("copy", size) as done:
+                database.snapshot(path, plain, config.busy_timeout_ms, done)
+            facts = _facts(plain, full=config.backup_check == "full")
+            facts |= packing.pack(plain, packed, config.backup_compression)
         identity = _identity(config, stamp)
         kept = Manifest(
             id=identity,

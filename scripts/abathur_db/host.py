@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,29 @@ def trouble(error: OSError) -> Failure | None:
     }
     hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
     return Failure(f"{what}: {error.strerror}; what was there before is as it was", hint)
+
+
+def processors() -> int:
+    """Return how many processors this thread may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+@contextmanager
+def half_of_the_processors() -> Iterator[None]:
+    """Keep this thread, and what it starts, to half of the processors (at least one) for a while.
+
+    With all of them busy, an application's commits wait, whatever the priorities (README, Measured). Does nothing
+    where the system cannot do it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    all_of_them = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_of_them)[len(all_of_them) // 2 :])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_of_them)
 
 
 def condition(directory: Path) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from abathur_db import progress
+from abathur_db import host, progress
 from abathur_db.result import Failure
 
 CHUNK = 1 << 20
@@ -104,7 +104,7 @@ def _gzip(sink: Sink, _: int) -> Iterator[Callable[[bytes], object]]:
 
 @contextmanager
 def _zstd(sink: Sink, size: int) -> Iterator[Callable[[bytes], object]]:
-    command = [zstd(), "-q", LEVEL, f"-T{_threads()}", "-c", f"--stream-size={size}"]
+    command = [zstd(), "-q", LEVEL, f"-T{host.processors()}", "-c", f"--stream-size={size}"]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         ThreadPoolExecutor(1) as pool,
@@ -137,11 +137,6 @@ def _zstd(sink: Sink, size: int) -> Iterator[Callable[[bytes], object]]:
             f"zstd failed: {said or f'exit code {process.returncode}'}; nothing was kept of it",
             "see whether it works at all: zstd --version; free space: df -h",
         )
-
-
-def _threads() -> int:
-    """Return half of the processors, at least one: with all of them busy an application's commits wait."""
-    return max(len(os.sched_getaffinity(0)) // 2, 1) if hasattr(os, "sched_getaffinity") else 1
 
 
 def zstd() -> str:

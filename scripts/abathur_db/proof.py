@@ -92,7 +92,7 @@ def verify(config: Config, which: str) -> Result:
         fault = each.fault
         if each.sound:
             try:
-                with scratch(config, "proof.db") as plain:
+                with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
                     prove(config, each.sound, plain)
             except Failure as failure:
                 fault = str(failure)
@@ -119,7 +119,7 @@ def drill(config: Config) -> Result:
     begun = time.monotonic()
     fault = ""
     try:
-        with scratch(config, "proof.db") as plain:
+        with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
             prove(config, newest, plain)
             _query(plain)
     except Failure as failure:
