@@ -44,7 +44,8 @@ def shell(script: str) -> Job:
 
 def ours(*arguments: str) -> Job:
     """Return one of our commands with the priority and the scheduling that its unit has."""
-    return lambda path: started("chrt", "--batch", "0", "nice", "-n", "10", sys.executable, "-m", "abathur_db", *arguments, path)
+    unit = ("chrt", "--batch", "0", "nice", "-n", "10")
+    return lambda path: started(*unit, sys.executable, "-m", "abathur_db", *arguments, path)
 
 
 def tool(*arguments: str | Path) -> None:
