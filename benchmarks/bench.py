@@ -41,19 +41,20 @@ def measure(
     """Measure the parts that the options ask for; return the figures of each, and seconds by size and work."""
     found: dict[str, list[figures.Figure]] = {}
     costs: dict[float, dict[str, float]] = {}
-    home, source = folder / "home", folder / "source.db"
+    home, source = folder / "home", options.source or folder / "source.db"
     if "deploys" in options.parts:
         found["deploys"] = deploys.measure(folder, options.rounds, say)
     for size in [each for each in SCALES if each < options.size] if "scale" in options.parts else []:
+        smaller = folder / "smaller.db"
         say(f"making {size:g} GB of rows")
-        rows.generate(source, int(size * 1e9))
-        costs[size] = scale.costs(source, home, say)
-        source.unlink()
-    if {"jobs", "scale", "queries"} & set(options.parts):
+        rows.generate(smaller, int(size * 1e9))
+        costs[size] = scale.costs(smaller, home, say)
+        smaller.unlink()
+    if {"jobs", "scale", "queries"} & set(options.parts) and not source.exists():
         say(f"making {options.size:g} GB of rows")
         rows.generate(source, int(options.size * 1e9))
     if "jobs" in options.parts:
-        found["jobs"] = jobs.measure(source, home, options.rounds, say)
+        found["jobs"] = jobs.measure(source, home, options.rounds, say, alone=options.alone)
     if "queries" in options.parts:
         found["queries"] = scale.queries(source, home, say)
     if "scale" in options.parts:
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1, help="of the database in GB, default: 1")
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement, default: 3")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="default: all")
+    parser.add_argument("--alone", action="store_true", help="jobs without their peers, which take an hour at 10 GB")
+    parser.add_argument("--source", type=Path, help="generated rows of an earlier run, or where to keep them")
     parser.add_argument("--writer", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--crowd", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

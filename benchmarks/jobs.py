@@ -32,8 +32,8 @@ BACKUPS = {
 }
 
 
-def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None]) -> list[Figure]:
-    """Measure every job against its peers on copies of `source`."""
+def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None], *, alone: bool) -> list[Figure]:
+    """Measure every job against its peers on copies of `source`; `alone`: without them."""
 
     def run(name: str, job: Job) -> Run:
         say(name)
@@ -42,7 +42,12 @@ def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None]) -
     idle = run("the writer alone", shell("sleep 10"))
     found = [Figure("writer alone", "longest wait", "ms", idle.wait_ms)]
     for name, (peer, script) in PEERS.items():
-        mine, theirs = run(name, ours(name)), run(peer, shell(script))
+        mine = run(name, ours(name))
+        if alone:
+            errors = {"ours": mine.errors}
+            found.append(Figure(name, "the writer's longest wait", "ms", mine.wait_ms, {}, "", WAIT_MS, errors))
+            continue
+        theirs = run(peer, shell(script))
         waits: dict[str, float | None] = {peer: theirs.wait_ms}
         errors = {"ours": mine.errors, peer: theirs.errors}
         found.append(Figure(name, "the writer's longest wait", "ms", mine.wait_ms, waits, "", WAIT_MS, errors))
@@ -50,8 +55,9 @@ def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None]) -
         found.append(Figure(name, "time", "s", mine.seconds or 0, took))
     mine = run("backup", ours("backup"))
     packed = next((home / "backups").glob("*.zst")).stat().st_size
-    peers = {name: run(name, shell(script)) for name, script in BACKUPS.items()}
-    return [*found, *_backup(mine, idle, peers, packed, source), _restore(source, home, rounds, say)]
+    peers = {} if alone else {name: run(name, shell(script)) for name, script in BACKUPS.items()}
+    found += _backup(mine, idle, peers, packed, source)
+    return found if alone else [*found, _restore(source, home, rounds, say)]
 
 
 def _backup(mine: Run, idle: Run, peers: dict[str, Run], packed: int, source: Path) -> list[Figure]:
@@ -60,9 +66,14 @@ def _backup(mine: Run, idle: Run, peers: dict[str, Run], packed: int, source: Pa
     waits: dict[str, float | None] = {name: run.wait_ms for name, run in peers.items()}
     errors = {"ours": mine.errors, **{name: run.errors for name, run in peers.items()}}
     seconds = mine.seconds or 0
+    found = []
+    if peers:
+        found = [
+            Figure("backup", "time, against the design's", "s", seconds, took, "cp + gzip", 0.25, errors),
+            Figure("backup", "time, against a plain copy", "s", seconds, {"cp": took["cp"]}, "cp", 3),
+        ]
     return [
-        Figure("backup", "time, against the design's", "s", seconds, took, "cp + gzip", 0.25, errors),
-        Figure("backup", "time, against a plain copy", "s", seconds, {"cp": took["cp"]}, "cp", 3),
+        *found,
         Figure("backup", "the writer's longest wait", "ms", mine.wait_ms, waits, "", WAIT_MS, errors),
         Figure("backup", "the writer's p99", "ms", mine.p99_ms, p99, "no job", 2),
         Figure("backup", "memory", "MB", mine.memory_mb, {}, "", 100),

@@ -104,7 +104,7 @@ def test_a_checkpoint_that_a_reader_holds_back_says_so_and_how_to_find_it(long_l
     reader.close()
     assert not result.ok
     assert "somebody still reads an older state" in result.summary
-    assert result.hint.endswith(f"fuser -v {long_log.database}")
+    assert result.hint.endswith("abathur-db doctor")
 
 
 def test_vacuum_says_why_it_has_nothing_to_do(conf: Config) -> None:

@@ -131,7 +131,7 @@ def checkpoint(config: Config, dry_run: bool = False) -> Result:
         whole,
         "the whole write-ahead log moved into the database",
         "moved" if whole else "a part; somebody still reads an older state",
-        f"see who, and let it finish: fuser -v {config.database}",
+        "see who, and let it finish: abathur-db doctor",
     )
     summary, hint = summarize("checkpoint", [check])
     if whole:
