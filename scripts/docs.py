@@ -40,9 +40,10 @@ def variables() -> str:
 
 def commands() -> str:
     """Return the table of the tool's commands."""
-    lines = ["| Command | What it does | `--dry-run` |", "| --- | --- | --- |"]
+    lines = ["| Command | What it does | Runs as | `--dry-run` |", "| --- | --- | --- | --- |"]
     for name, command in cli.COMMANDS.items():
-        lines.append(f"| `abathur-db {name}` | {command.help} | {'yes' if command.dry_run else ''} |")
+        dry_run = "yes" if command.dry_run else ""
+        lines.append(f"| `abathur-db {name}` | {command.help} | {command.runs_as} | {dry_run} |")
     return "\n".join(lines)
 
 

@@ -200,7 +200,7 @@ CONFIGURATION = {
             toml(conf, owner="no-such-user", install_directory="/opt/abathur-db", **apart(conf))
         ),
         "backup",
-        "backup: the database's owner no-such-user does not exist on this host",
+        "backup: the user no-such-user does not exist on this host",
         "deploy the host: ansible-playbook deploy.yml",
         2,
     ),

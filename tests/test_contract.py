@@ -22,7 +22,11 @@ import docs
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 KINDS = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "dict": dict}
 # The README of a database of one's own says why these differ from a host's.
-OF_THE_HOST = {"database", "backup_directory", "state_directory", "install_directory", "owner", "application_units"}
+OF_THE_HOST = {"database", "backup_directory", "state_directory", "install_directory"} | {
+    "owner",
+    "backup_owner",
+    "application_units",
+}
 
 
 def load(path: str) -> Any:
@@ -107,6 +111,11 @@ def test_every_job_is_a_command_that_locks_and_records() -> None:
     # The collector never waits for another job: tests/test_metrics.py.
     assert [job for job in jobs if not (cli.COMMANDS[job].lock or job == "metrics")] == []
     assert [job for job in jobs if not cli.COMMANDS[job].recorded] == []
+
+
+def test_what_is_recorded_among_the_backups_is_what_runs_as_their_owner() -> None:
+    found = {name for name, command in cli.COMMANDS.items() if command.runs_as is cli.BACKUPS}
+    assert found == set(config.BY_BACKUP_OWNER)
 
 
 def test_the_job_that_changes_rows_of_the_application_is_off_until_it_is_asked_for() -> None:

@@ -374,7 +374,7 @@ def test_an_application_that_systemd_gave_up_is_told(deployed: Callable[[str, st
 
 
 def test_an_owner_that_does_not_exist_is_a_sentence(sound: Config) -> None:
-    with pytest.raises(Failure, match="the database's owner nobody-here does not exist"):
+    with pytest.raises(Failure, match="the user nobody-here does not exist"):
         doctor.doctor(replace(sound, owner="nobody-here"))
 
 

@@ -85,9 +85,11 @@ def test_a_file_of_somebody_else_differs(wanted: dict[str, Any], tmp_path: Path)
 def test_an_absent_user_and_one_in_another_group_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     me = ME["owner"]
     monkeypatch.setattr(grp, "getgrnam", lambda _: grp.struct_group((me, "x", os.getegid() + 1, [])))
-    found = drift.compare({"host": {"users": ["nobody-of-this-name", me]}})["host"]
+    found = drift.compare(
+        {"host": {"users": [{"name": "nobody-of-this-name", "group": me}, {"name": me, "group": me}]}}
+    )["host"]
     assert found == [
-        "the user or the group nobody-of-this-name does not exist",
+        f"the user nobody-of-this-name or the group {me} does not exist",
         f"the user {me} is not in the group {me} first",
     ]
 

@@ -47,16 +47,18 @@ def test_a_new_file_takes_the_place_of_what_was_planted_and_leaves_what_it_point
     assert (tmp_path / "other").read_text() == "its first name"
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+@pytest.mark.parametrize(("umask", "directory", "file"), [(0o000, 0o750, 0o640), (0o077, 0o700, 0o600)])
+def test_what_is_made_is_never_for_others_and_for_the_group_only_where_the_umask_lets_it(
+    tmp_path: Path, umask: int, directory: int, file: int
+) -> None:
     before = os.umask(umask)
     try:
         guarded.directory(tmp_path / "directory")
         guarded.write_new(tmp_path / "directory/file", "")
     finally:
         os.umask(before)
-    assert (tmp_path / "directory").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "directory/file").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "directory").stat().st_mode & 0o777 == directory
+    assert (tmp_path / "directory/file").stat().st_mode & 0o777 == file
 
 
 def test_a_directory_is_one_itself(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_groups_are_given_up_before_the_user(monkeypatch: pytest.MonkeyPatch
 
 def test_somebody_else_is_sent_to_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
-    with pytest.raises(Failure, match="this runs as nobody, but the database belongs to daemon") as caught:
+    with pytest.raises(Failure, match="this runs as nobody, but this is the work of daemon") as caught:
         host.become("daemon")
     assert caught.value.code is Exit.USAGE
 
@@ -77,7 +77,7 @@ def test_work_that_dies_without_an_answer_is_a_defect_and_no_success() -> None:
 
 
 def test_an_owner_who_does_not_exist_is_named() -> None:
-    with pytest.raises(Failure, match="owner no-such-user does not exist") as caught:
+    with pytest.raises(Failure, match="user no-such-user does not exist") as caught:
         host.become("no-such-user")
     assert caught.value.code is Exit.USAGE
 

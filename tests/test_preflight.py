@@ -89,10 +89,10 @@ def test_a_host_that_was_not_compared_is_never_current(deployed: Config) -> None
 
 
 def test_a_host_that_differs_is_not_current_and_hears_how(deployed: Config) -> None:
-    state = {"host": {"users": ["nobody-of-this-name"]}}
+    state = {"host": {"users": [{"name": "nobody-of-this-name", "group": "no-group"}]}}
     result = check(deployed, state=json.dumps(state))
     assert result.data["current"] is False
-    assert result.data["drift"]["host"] == ["the user or the group nobody-of-this-name does not exist"]
+    assert result.data["drift"]["host"] == ["the user nobody-of-this-name or the group no-group does not exist"]
     assert result.data["notes"][-1] == result.data["drift"]["host"][0]
 
 

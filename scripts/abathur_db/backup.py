@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import time
@@ -12,38 +11,42 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, guarded, host, packing, progress, release, retention
+from abathur_db import __version__, catalog, database, guarded, handover, host, packing, progress, release, retention
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
 
-def backup(config: Config, dry_run: bool = False) -> Result:
+def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> Result:
     """Back the configured database up; only what passed its check gets its final name. Then prune.
 
+    `handed`: descriptor of a copy that the database's owner handed over; without one the database itself is copied.
     Raises Failure when the space is not there, the copy does not pass, or the disk fills; the
     directory is then as it was before.
     """
-    path = config.database
-    database.require(path)
-    size = path.stat().st_size + sum(side.stat().st_size for side in database.sidecars(path) if side.exists())
+    size = database.size(config.database) if handed is None else os.fstat(handed).st_size
     if dry_run:
         return Result("backup", f"would copy {host.readable(size)} to {config.backup_directory}", changed=True)
     guarded.directory(config.backup_directory)
-    # The plain copy and, at worst, a packed one as large.
-    host.require_free(config.backup_directory, 2 * size + config.minimum_free_mb * host.MB, "a backup")
+    # The plain copy and, at worst, a packed one as large; which has the place of what was handed over.
+    needed = (2 * size if handed is None else size) + config.minimum_free_mb * host.MB
+    host.require_free(config.backup_directory, needed, "a backup")
     begun = time.monotonic()
     stamp = datetime.now(UTC)
     plain = config.backup_directory / f".{catalog.PREFIX}new.db.partial"
-    packed = config.backup_directory / f".{catalog.PREFIX}new.packed.partial"
+    packed = config.backup_directory / catalog.PACKED
     partials = [*database.files(plain), packed]
     try:
         for leftover in [*partials, *_unfinished(config)]:
             guarded.clear(leftover)
         # One after the other, though they could run side by side: the application needs a processor too.
         with host.half_of_the_processors():
-            with progress.shown("copy", size) as done:
-                database.snapshot(path, plain, config.busy_timeout_ms, done)
+            if handed is None:
+                with progress.shown("copy", size) as done:
+                    database.snapshot(config.database, plain, config.busy_timeout_ms, done)
+            else:
+                handover.copy_whole(handed, plain)
+                host.require_free(config.backup_directory, needed, "a backup")
             facts = _facts(plain, full=config.backup_check == "full")
             facts |= packing.pack(plain, packed, config.backup_compression)
         identity = _identity(config, stamp)
@@ -58,7 +61,7 @@ def backup(config: Config, dry_run: bool = False) -> Result:
             seconds=round(time.monotonic() - begun, 3),
             **facts,
         )
-        _publish(config, packed, kept)
+        catalog.publish(config, packed, kept)
     except OSError as error:
         raise Failure(
             f"the backup could not be written: {error.strerror or error}; nothing was kept of it, "
@@ -129,16 +132,3 @@ def _unfinished(config: Config) -> list[Path]:
             found += [config.backup_directory / f"{stem}{suffix}" for suffix in catalog.SUFFIXES.values()]
         found.append(partial)
     return found
-
-
-def _publish(config: Config, packed: Path, manifest: Manifest) -> None:
-    # The manifest comes last: a file without one does not count as a backup. Until then its partial
-    # names the file as unfinished, so that a run that is killed in between leaves nothing for good.
-    final = config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json"
-    partial = final.with_name(f".{final.name}.partial")
-    partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    database.sync(partial)
-    os.replace(packed, config.backup_directory / manifest.file)
-    database.sync(config.backup_directory)
-    os.replace(partial, final)
-    database.sync(config.backup_directory)

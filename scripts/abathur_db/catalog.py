@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import guarded, host, runs
+from abathur_db import database, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -22,6 +23,8 @@ STAMP = "%Y%m%d_%H%M%S"
 ASIDE = "before-restore"
 CHECKS = "checks.json"
 SEQUENCE = "sequence"
+PACKED = f".{PREFIX}new.packed.partial"
+"""What becomes a backup when it is whole."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,20 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, dict) and all(_is(each, int) for each in value.values())
 
 
+def publish(config: Config, packed: Path, manifest: Manifest) -> None:
+    """Give a packed file its name as a backup, with its manifest. Raises OSError."""
+    # The manifest comes last: a file without one does not count as a backup. Until then its partial
+    # names the file as unfinished, so that a run that is killed in between leaves nothing for good.
+    final = config.backup_directory / f"{PREFIX}{manifest.id}.json"
+    partial = final.with_name(f".{final.name}.partial")
+    partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    database.sync(partial)
+    os.replace(packed, config.backup_directory / manifest.file)
+    database.sync(config.backup_directory)
+    os.replace(partial, final)
+    database.sync(config.backup_directory)
+
+
 def kept_aside(config: Config) -> list[Path]:
     """Return the folders with former databases that restores kept, the oldest first; only people delete them."""
     return sorted(config.database.parent.glob(f"{config.database.name}.{ASIDE}_*"))
@@ -183,13 +200,13 @@ def _moment(text: str) -> datetime | None:
 
 def next_sequence(config: Config) -> int:
     """Return the number of the next backup, and remember it: also when every backup is gone it goes on."""
-    path = config.state_directory / SEQUENCE
+    path = config.records("backup") / SEQUENCE
     try:
         last = int(guarded.read_text(path))
     except (FileNotFoundError, ValueError):
         last = 0
     number = max([last, *(each.manifest.sequence for each in entries(config) if each.manifest)]) + 1
-    guarded.directory(config.state_directory)
+    guarded.directory(path.parent)
     runs.write_whole(path, f"{number}\n")
     return number
 
@@ -197,11 +214,12 @@ def next_sequence(config: Config) -> int:
 def checks(config: Config) -> dict[str, dict[str, Any]]:
     """Return by backup ID whether its last check passed (`ok`), and the last `verify` and `drill` of each.
 
-    Each of the two holds time, ok, summary, seconds.
+    Each of the two holds time, ok, summary, seconds. What cannot be read is as if nothing was checked: it is the
+    database's owner who writes it, and that one stops no backup.
     """
     try:
         found = json.loads(guarded.read_text(config.state_directory / CHECKS))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (Failure, OSError, ValueError, RecursionError):
         return {}
     return {name: each for name, each in found.items() if _is_check(each)} if isinstance(found, dict) else {}
 
@@ -220,7 +238,8 @@ def remember_check(config: Config, identity: str, kind: str, *, fault: str, seco
     known = {name: value for name, value in checks(config).items() if name in there}
     check = {"time": runs.now(), "ok": not fault, "summary": fault or "passed", "seconds": seconds}
     known[identity] = {**known.get(identity, {}), kind: check, "ok": not fault}
-    runs.write_whole(config.state_directory / CHECKS, json.dumps(known, indent=2) + "\n")
+    text, mode = json.dumps(known, indent=2) + "\n", 0o640 if config.backup_owner else 0o600
+    runs.write_whole(config.state_directory / CHECKS, text, mode=mode)
 
 
 def age_check(config: Config) -> Check:

@@ -22,23 +22,30 @@ from abathur_db.result import Exit, Failure, Result
 CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
 """Environment variable with the text of a configuration, for a host that has no file yet."""
 
+OWNER, BACKUPS, CALLER = "the owner", "the backups' owner", "the caller"
+"""As whom a command runs."""
+
 
 @dataclass(frozen=True)
 class Command:
     """One row of the command table.
 
     `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
-    time with the other commands that lock. `dry_run`: takes --dry-run. `as_owner`: goes on as the
-    database's owner. `recorded`: its result is kept for status. `configured`: False for
-    what works without a database or a host. `positional`: an argument in the place of the database,
-    which is then named with --database. `arguments`: further ones, passed on by name.
+    time with the other commands that lock. `dry_run`: takes --dry-run. `runs_as`: the database's owner,
+    the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
+    that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
+    backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
+    `configured`: False for what works without a database or a host. `positional`: an argument in the
+    place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
 
     function: str
     help: str
     lock: bool = False
     dry_run: bool = False
-    as_owner: bool = True
+    runs_as: str = OWNER
+    prepare: str = ""
+    shared: bool = False
     recorded: bool = False
     takes_database: bool = True
     configured: bool = True
@@ -62,7 +69,7 @@ COMMANDS = {
     "doctor": Command(
         "doctor:doctor",
         "say what is wrong, with the evidence and the one command that repairs it",
-        as_owner=False,
+        runs_as=CALLER,
     ),
     "report": Command(
         "report:report",
@@ -75,7 +82,7 @@ COMMANDS = {
     "fleet": Command(
         "report:fleet",
         "write the pages of many hosts and one of all, from each HOST/report.json in a directory",
-        as_owner=False,
+        runs_as=CALLER,
         takes_database=False,
         configured=False,
         positional=("directory", {"type": Path, "metavar": "DIRECTORY"}),
@@ -86,6 +93,9 @@ COMMANDS = {
     "backup": Command(
         "backup:backup",
         "make a checked, compressed backup, then prune older ones",
+        runs_as=BACKUPS,
+        prepare="handover:received",
+        shared=True,
         lock=True,
         dry_run=True,
         recorded=True,
@@ -101,7 +111,29 @@ COMMANDS = {
     "drill": Command(
         "proof:drill", "restore the newest backup to scratch, check and query it, and time it", lock=True, recorded=True
     ),
-    "prune": Command("backup:prune", "remove the backups that no rule keeps", lock=True, dry_run=True, recorded=True),
+    "prune": Command(
+        "backup:prune",
+        "remove the backups that no rule keeps",
+        runs_as=BACKUPS,
+        shared=True,
+        lock=True,
+        dry_run=True,
+        recorded=True,
+    ),
+    "snapshot": Command(
+        "handover:snapshot",
+        "hand a copy of the database over for a backup; systemd calls it",
+        shared=True,
+        lock=True,
+        recorded=True,
+    ),
+    "take-over": Command(
+        "takeover:take_over",
+        "give the backup directory to the backups' owner, with what is in it; the deploy calls it",
+        runs_as=CALLER,
+        shared=True,
+        dry_run=True,
+    ),
     "restore": Command(
         "restore:restore",
         "put a backup in the database's place, keeping the former one aside",
@@ -143,15 +175,15 @@ COMMANDS = {
     "keep": Command(
         "release:keep",
         "keep the release that runs, for a rollback; the deploy calls it",
-        as_owner=False,
+        runs_as=CALLER,
         dry_run=True,
         arguments=(("--backup", {"default": "", "metavar": "ID", "help": "the backup just taken"}),),
     ),
-    "confirm": Command("release:confirm", "end a deploy that went well", as_owner=False, dry_run=True),
+    "confirm": Command("release:confirm", "end a deploy that went well", runs_as=CALLER, dry_run=True),
     "rollback": Command(
         "release:rollback",
         "go back to the release before the last deploy, or to a backup",
-        as_owner=False,
+        runs_as=CALLER,
         dry_run=True,
         recorded=True,
         arguments=(
@@ -176,7 +208,7 @@ COMMANDS = {
     "preflight": Command(
         "preflight:preflight",
         "check a host before a deploy, changing nothing",
-        as_owner=False,
+        runs_as=CALLER,
         arguments=(
             ("--release", {"default": "", "help": "the release that will be installed"}),
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
@@ -253,22 +285,32 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> Result:
     command = COMMANDS[options.command]
     settings = _configuration(options)
-    module, name = command.function.split(":")
-    function: Callable[..., Result] = getattr(import_module(f"abathur_db.{module}"), name)
+    function: Callable[..., Result] = _function(command.function)
     names = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
     names += [command.positional[0]] if command.positional else []
     passed = {name: getattr(options, name) for name in names}
     if command.dry_run:
         passed["dry_run"] = options.dry_run
-    if command.as_owner:
-        host.become(settings.owner)
     changes = not passed.get("dry_run", False)
-    lock = runs.locked(settings.state_directory, options.command, settings.lock_wait_seconds)
+    # Without a user of their own the backups are the owner's; and who only looks, looks as the owner.
+    apart = bool(settings.backup_owner) and changes
+    user = _user(settings, command) if apart else settings.owner
+    prepare = command.prepare if apart else ""
+    if apart and command.shared:
+        os.umask(0o027)
+    if command.runs_as is not CALLER and not (prepare and os.geteuid() == 0):
+        host.become(user)
+    home = settings.records(options.command) if user != settings.owner else settings.state_directory
+    lock = runs.locked(home, options.command, settings.lock_wait_seconds)
     recording = command.recorded and changes
     begun = time.monotonic()
     try:
-        with _host_trouble(), lock if command.lock and changes else nullcontext():
-            result = function(settings, **passed)
+        with _host_trouble():
+            if prepare:
+                passed["handed"] = _function(prepare)(settings)
+                host.become(user)
+            with lock if command.lock and changes else nullcontext():
+                result = function(settings, **passed)
     except Failure as failure:
         if recording:
             _record(settings, Result(options.command, str(failure), hint=failure.hint, code=failure.code), begun)
@@ -276,6 +318,17 @@ def _run(options: argparse.Namespace) -> Result:
     if recording:
         _record(settings, result, begun)
     return result
+
+
+def _user(settings: Config, command: Command) -> str:
+    """Return the user whose work a command is: without one of their own, the backups are the database owner's."""
+    return settings.backup_owner if settings.backup_owner and command.runs_as is BACKUPS else settings.owner
+
+
+def _function(named: str) -> Callable[..., Any]:
+    module, name = named.split(":")
+    found: Callable[..., Any] = getattr(import_module(f"abathur_db.{module}"), name)
+    return found
 
 
 @contextmanager
@@ -312,15 +365,17 @@ def _record(settings: Config, result: Result, begun: float) -> None:
         "invocation": os.environ.get("INVOCATION_ID", ""),
     }
 
+    home = settings.records(result.command)
+
     def write() -> dict[str, Any]:
-        runs.record(settings.state_directory, run)
+        runs.record(home, run)
         return {}
 
     try:
         # As the owner also where root ran it: nothing of root's belongs in the owner's directory.
-        host.as_owner(settings.owner, write)
+        host.as_owner(_user(settings, COMMANDS[result.command]), write)
     except (OSError, Failure) as error:
-        print(f"abathur-db: the result could not be kept in {settings.state_directory}: {error}", file=sys.stderr)
+        print(f"abathur-db: the result could not be kept in {home}: {error}", file=sys.stderr)
 
 
 def _print(result: Result, as_json: bool) -> None:

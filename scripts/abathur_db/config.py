@@ -40,6 +40,7 @@ class Config:
     state_directory: Path
     install_directory: Path
     owner: str
+    backup_owner: str
     application_units: list[str]
     busy_timeout_ms: int
     lock_wait_seconds: int
@@ -69,6 +70,22 @@ class Config:
         """Where throwaway clones live; on the state directory's file system."""
         return self.state_directory / "scratch"
 
+    @property
+    def handover_directory(self) -> Path:
+        """Where the owner leaves a copy of the database for the user that owns the backups."""
+        return self.state_directory / "handover"
+
+    def records(self, command: str) -> Path:
+        """Return where the runs of a command are recorded: those of the backups' own user out of the owner's reach."""
+        if self.backup_owner and command in BY_BACKUP_OWNER:
+            return self.backup_directory / ".records"
+        return self.handover_directory if command == SNAPSHOT else self.state_directory
+
+
+BY_BACKUP_OWNER = ("backup", "prune")
+"""Commands that write backups: they run as the user that owns them, where that is another than the database's."""
+SNAPSHOT = "snapshot"
+"""The command that hands a copy of the database over to them."""
 
 CHOICES = {"backup_compression": ("zstd", "gzip", "none"), "backup_check": ("quick", "full")}
 
@@ -110,6 +127,10 @@ def parse(text: str, origin: str) -> Config:
     read = Config(**{name: _convert(origin, name, value, types_of[name]) for name, value in values.items()})
     if read.owner:
         _check_directories(origin, read)
+    if read.backup_owner and read.owner in ("", read.backup_owner):
+        raise _invalid(
+            origin, f"has backup_owner = {read.backup_owner!r} and owner = {read.owner!r}; name two users, or no second"
+        )
     return read
 
 
@@ -149,7 +170,7 @@ def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
         good = isinstance(value, str) and bool(PATH.fullmatch(value)) and Path(value).name not in ("", "..")
         good = good and ".." not in Path(value).parts
         expected = "an absolute path without .., quotes, backslashes and control characters"
-    elif name == "owner":
+    elif name in ("owner", "backup_owner"):
         good = value == "" or (isinstance(value, str) and bool(USER.fullmatch(value)) and value != "root")
         expected = "the name of a system user other than root"
     else:

@@ -255,6 +255,12 @@ def snapshot(source: Path, target: Path, busy_timeout_ms: int, done: Callable[[i
             copy.close()
 
 
+def size(path: Path) -> int:
+    """Return the bytes of a database with its log, as much as a copy can have. Raises Failure where there is none."""
+    require(path)
+    return path.stat().st_size + sum(side.stat().st_size for side in sidecars(path) if side.exists())
+
+
 def wal_bytes(path: Path) -> int:
     """Return the size of a database's write-ahead log in bytes, 0 without one."""
     try:

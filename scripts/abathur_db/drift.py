@@ -21,9 +21,9 @@ PARTS = ("host", "tool", "units", "timers")
 def compare(wanted: dict[str, Any]) -> dict[str, list[str]]:
     """Return for each part of a deploy what differs, a sentence each; a part without any is as it should be.
 
-    `wanted` is what the roles say (`__abathur_db_state`): per part `users`, `directories`, `files` and `links` with
-    owner, group, mode, and content or its SHA-256; `only`, patterns of files of which no others may be there;
-    `timers`, the jobs that have to run. Raises Failure (USAGE) when it is something else.
+    `wanted` is what the roles say (`__abathur_db_state`): per part `users` with their groups, `directories`, `files`
+    and `links` with owner, group, mode, and content or its SHA-256; `only`, patterns of files of which no others may
+    be there; `timers`, the jobs that have to run. Raises Failure (USAGE) when it is something else.
     """
     try:
         return {part: [each for kind in LOOKS for each in _look(wanted.get(part, {}), kind)] for part in PARTS}
@@ -39,16 +39,16 @@ def _look(part: dict[str, Any], kind: str) -> list[str]:
     return LOOKS[kind](part[kind]) if kind in part else []
 
 
-def _users(names: list[str]) -> list[str]:
+def _users(wanted: list[dict[str, str]]) -> list[str]:
     found = []
-    for name in names:
+    for each in wanted:
         try:
-            account, group = pwd.getpwnam(name), grp.getgrnam(name)
+            account, group = pwd.getpwnam(each["name"]), grp.getgrnam(each["group"])
         except KeyError:
-            found.append(f"the user or the group {name} does not exist")
+            found.append(f"the user {each['name']} or the group {each['group']} does not exist")
             continue
         if account.pw_gid != group.gr_gid:
-            found.append(f"the user {name} is not in the group {name} first")
+            found.append(f"the user {each['name']} is not in the group {each['group']} first")
     return found
 
 

@@ -42,8 +42,8 @@ def of_jobs(config: Config) -> list[Sample]:
     samples = []
     for job, link in host.enabled_timers().items() if config.owner else ():
         labels = {"job": job}
-        last = runs.recorded(config.state_directory, "last", job)
-        success = runs.recorded(config.state_directory, "success", job)
+        last = runs.recorded(config.records(job), "last", job)
+        success = runs.recorded(config.records(job), "success", job)
         if last:
             samples += [
                 Sample("job_ok", float(last["ok"]), labels, last["finished"]),

@@ -68,20 +68,23 @@ def clear(path: Path) -> None:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is new whatever was at `path`. Raises Failure when a directory is there, and OSError."""
+    """Write a file that is new whatever was at `path`: its group may read it where the umask lets it.
+
+    Raises Failure when a directory is there, and OSError.
+    """
     clear(path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
 
 
 def directory(path: Path) -> None:
-    """Make a directory unless it is there, for its owner alone; what is there must be one itself, not a link to one.
+    """Make a directory unless it is there; what is there must be one itself, not a link to one.
 
-    Raises Failure.
+    For its owner alone, and its group where the umask lets it. Raises Failure.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(parents=True, exist_ok=True, mode=0o750)
     except FileExistsError:
         raise _planted(path, "is not a directory") from None
     except OSError as error:

@@ -89,7 +89,7 @@ def condition(directory: Path) -> str:
 
 
 def become(owner: str) -> None:
-    """Go on as the database's owner when started by root; do nothing when no owner is configured.
+    """Go on as the owner of the database, or of the backups, when started by root; do nothing when none is configured.
 
     A job run by root would leave a -wal and a -shm that lock the application out (trap 12).
     Raises Failure (USAGE) when the user does not exist, or when somebody else runs this.
@@ -101,8 +101,8 @@ def become(owner: str) -> None:
         return
     if os.geteuid() != 0:
         raise Failure(
-            f"this runs as {pwd.getpwuid(os.geteuid()).pw_name}, but the database belongs to {owner}",
-            "run it as root (it goes on as the owner): sudo abathur-db …",
+            f"this runs as {pwd.getpwuid(os.geteuid()).pw_name}, but this is the work of {owner}",
+            f"run it as root (it goes on as {owner}): sudo abathur-db …",
             Exit.USAGE,
         )
     os.initgroups(owner, found.pw_gid)
@@ -112,12 +112,12 @@ def become(owner: str) -> None:
 
 
 def account(owner: str) -> pwd.struct_passwd:
-    """Return the account of the database's owner. Raises Failure (USAGE) when there is none."""
+    """Return the account of an owner, of the database or of the backups. Raises Failure (USAGE) when there is none."""
     try:
         return pwd.getpwnam(owner)
     except KeyError:
         raise Failure(
-            f"the database's owner {owner} does not exist on this host",
+            f"the user {owner} does not exist on this host",
             "deploy the host: ansible-playbook deploy.yml",
             Exit.USAGE,
         ) from None
@@ -208,9 +208,10 @@ def processes_with(*paths: Path) -> list[str]:
 
 
 def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do work as the database's owner in a child process and return its answer; root goes on as root.
+    """Do work as an owner, of the database or of the backups, in a child process; return its answer.
 
-    Without an owner, or as the owner, it is done right here. Raises the Failure that the work raised.
+    Root goes on as root. Without an owner, or as the owner, it is done right here. Raises the Failure that the work
+    raised.
     """
     if not owner or account(owner).pw_uid == os.geteuid():
         return work()

@@ -93,11 +93,14 @@ def _planned(config: Config, data: dict[str, Any]) -> Check:
 
 
 def _owner_exists(config: Config) -> bool:
+    return _uid(config.owner) is not None
+
+
+def _uid(name: str) -> int | None:
     try:
-        pwd.getpwnam(config.owner)
+        return pwd.getpwnam(name).pw_uid
     except KeyError:
-        return False
-    return True
+        return None
 
 
 def _unit(config: Config, name: str) -> dict[str, str | bool]:
@@ -173,7 +176,9 @@ def _paths(config: Config) -> list[Check]:
     for name, path in _directories(config).items():
         fault, hint = _fault([*reversed(path.parents)], above, groups)
         if not fault:
-            fault, hint = _fault([path], {*above, uid}, set())
+            # Backups that are the database owner's still are taken over by the deploy.
+            keeper = {_uid(config.backup_owner)} if name == "backup" else set()
+            fault, hint = _fault([path], {*above, uid, *keeper}, set())
         if not fault and config.owner:
             fault, hint = _taken(config, path)
         checks.append(Check(f"{name}_path", not fault, "no symlink, no stranger's", fault or str(path), hint))

@@ -94,7 +94,10 @@ def verify(config: Config, which: str) -> Result:
             try:
                 with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
                     prove(config, each.sound, plain)
-            except Failure as failure:
+            except (Failure, FileNotFoundError) as failure:
+                if each.id not in {one.id for one in catalog.entries(config)}:
+                    # Pruned meanwhile, which is no fault of it.
+                    continue
                 fault = str(failure)
             catalog.remember_check(config, each.id, "verify", fault=fault)
         hint = "it will not be restored; keep a good one: abathur-db backup"

@@ -12,15 +12,17 @@ import filecmp
 import json
 import os
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, restore, runs, schema, seed
+from abathur_db import catalog, database, host, restore, runs, schema, seed, takeover
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
 ETC = Path("/etc")
 UNITS = "systemd/system"
+CONFIGURATION = "abathur-db.toml"
 RECORD = "record.json"
 STOPPED = "stopped.json"
 """Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
@@ -30,7 +32,7 @@ RUNNING = ("active", "activating", "reloading")
 def _files(etc: Path) -> list[Path]:
     """Return what belongs to a release below /etc: the configuration, the units and timers."""
     units = etc / UNITS
-    found = [etc / "abathur-db.toml", *units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
+    found = [etc / CONFIGURATION, *units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
     return sorted(each for each in found if each.is_file() and not each.is_symlink())
 
 
@@ -273,6 +275,9 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
             f"release {former['release']} is not in {config.install_directory} any more",
             "check that release out and deploy it: ansible-playbook deploy.yml",
         )
+    kept = folder / "etc" / CONFIGURATION
+    if config.backup_owner and kept.exists() and not tomllib.loads(kept.read_text("utf-8")).get("backup_owner"):
+        takeover.give_back(config)
     wanted = {each.relative_to(folder / "etc") for each in _files(folder / "etc")}
     for each in _files(ETC):
         if each.relative_to(ETC) not in wanted:

@@ -51,7 +51,7 @@ def gather(config: Config) -> dict[str, Any]:
     jobs = {}
     for name in sorted({*health.data["jobs"], *_remembered(config)}):
         last = health.data["jobs"].get(name, {})
-        jobs[name] = {"next_run": last.get("next_run"), "runs": runs.history(config.state_directory, name)}
+        jobs[name] = {"next_run": last.get("next_run"), "runs": runs.history(config.records(name), name)}
     found: dict[str, Any] = {
         "host": socket.gethostname(),
         "generated": runs.now(),
@@ -85,7 +85,7 @@ def _inside(config: Config) -> dict[str, Any]:
 def _remembered(config: Config) -> list[str]:
     """Return the jobs of a database without timers: those that have a history and are worth a row."""
     known = ("analyze", "backup", "drill", "integrity-check", "vacuum")
-    return [] if config.owner else [name for name in known if runs.history(config.state_directory, name)]
+    return [] if config.owner else [name for name in known if runs.history(config.records(name), name)]
 
 
 def _queries(config: Config) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def judge(
     reasons: dict[str, str] = {each.id: "its time is in the future" for each in found if each not in present}
     for each in present:
         if each.id in never:
-            reasons.setdefault(each.id, "the newest verified one, or the one that a rollback needs")
+            reasons.setdefault(each.id, "the newest one, the newest verified one, or the one that a rollback needs")
     for each in present[:minimum]:
         reasons.setdefault(each.id, f"one of the {minimum} newest")
     for name, period_of in PERIODS:
@@ -58,10 +58,12 @@ def judge(
 
 def prune(config: Config, *, never: Collection[str], dry_run: bool = False) -> Result:
     """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at."""
-    newest = catalog.newest_verified(config)
+    # The newest one in any case: which one is verified is the word of the database's owner, who may only spare.
+    found = catalog.backups(config)
+    newest = [each for each in (*found[:1], catalog.newest_verified(config)) if each]
     counts = {name: getattr(config, f"backup_keep_{name}") for name, _ in PERIODS}
-    kept = {*never, *([newest.id] if newest else [])}
-    verdicts = judge(catalog.backups(config), counts, config.backup_keep_minimum, kept, datetime.now(UTC))
+    kept = {*never, *(each.id for each in newest)}
+    verdicts = judge(found, counts, config.backup_keep_minimum, kept, datetime.now(UTC))
     go = [each.manifest for each in verdicts if not each.keep]
     if not dry_run:
         for each in go:

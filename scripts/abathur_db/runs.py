@@ -27,14 +27,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_whole(path: Path, text: str, *, durable: bool = False, mode: int = 0o600) -> None:
+def write_whole(path: Path, text: str, *, durable: bool = False, mode: int | None = None) -> None:
     """Write a small file so that a reader sees the old or the new text, never a part of it.
 
-    `durable`: it is on the disk when this returns, a power cut notwithstanding. `mode`: it has when it gets its name.
+    `durable`: it is on the disk when this returns, a power cut notwithstanding. `mode`: it has when it gets its
+    name; that of the umask, with nothing for others, for None.
     """
     partial = path.with_name(f".{path.name}.partial")
     guarded.write_new(partial, text)
-    partial.chmod(mode)
+    if mode is not None:
+        partial.chmod(mode)
     if durable:
         database.sync(partial)
     os.replace(partial, path)
@@ -67,7 +69,7 @@ def remember(state_directory: Path, run: dict[str, Any]) -> None:
     with _alone(directory):
         # A power cut may have left half a line: it ends here, and a reader passes it over.
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
         try:
             os.write(descriptor, f"{chr(10) if torn else ''}{line}\n".encode())
         finally:
@@ -80,8 +82,11 @@ def remember(state_directory: Path, run: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory; two runs of one command may end at one moment."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Hold the lock of a directory; two runs of one command may end at one moment.
+
+    A file of its own that nobody else can open: whoever may read a directory could lock it for ever.
+    """
+    descriptor = guarded.opened(directory / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -155,8 +155,8 @@ def _disk(config: Config, data: dict[str, Any]) -> Check:
 def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     jobs = {}
     for name, timer in found.items():
-        last = runs.recorded(config.state_directory, "last", name)
-        success = runs.recorded(config.state_directory, "success", name)
+        last = runs.recorded(config.records(name), "last", name)
+        success = runs.recorded(config.records(name), "success", name)
         jobs[name] = {
             "ok": last["ok"] if last else None,
             "summary": last["summary"] if last else "never ran",
