@@ -89,9 +89,9 @@ class Deploys:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.remote_bytes(f"cat {each['path']}"))
         owned = [
-            {"path": path, "owner": "abathur", "mode": "700"}
-            for path in ("/var/lib/abathur", "/var/backups/abathur", "/var/lib/abathur-db")
+            {"path": path, "owner": "abathur", "mode": "700"} for path in ("/var/lib/abathur", "/var/lib/abathur-db")
         ]
+        owned.append({"path": "/var/backups/abathur", "owner": "abathur-backup", "mode": "750"})
         state: dict[str, Any] = {
             "files": str(files),
             "placed": placed,
@@ -107,7 +107,9 @@ class Deploys:
     def tool_seconds(self) -> float:
         """Return what the tool itself ran on the host in the last deploy."""
         commands = ("init", "seed", "backup", "validate")
-        records = [json.loads(self.remote(f"cat /var/lib/abathur-db/last/{each}.json")) for each in commands]
+        homes = {"backup": "/var/backups/abathur/.records"}
+        places = [f"{homes.get(each, '/var/lib/abathur-db')}/last/{each}.json" for each in commands]
+        records = [json.loads(self.remote(f"cat {each}")) for each in places]
         return float(sum(each["seconds"] for each in records))
 
 

@@ -43,16 +43,16 @@ class Host:
             os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
             path.chmod(mode)
 
-    def tool(self, command: str, user: str = "root", **changes: Any) -> tuple[int, str]:
+    def tool(self, command: str, user: str = "root", changes: dict[str, Any] | None = None) -> tuple[int, str]:
         """Run the tool; return its exit code and all that it said."""
-        return self.run([str(self.home / "abathur-db"), *command.split()], user, **changes)
+        return self.run([str(self.home / "abathur-db"), *command.split()], user, changes)
 
-    def run(self, command: list[str], user: str, **changes: Any) -> tuple[int, str]:
+    def run(self, command: list[str], user: str, changes: dict[str, Any] | None = None) -> tuple[int, str]:
         """Run a program as a user."""
         account = pwd.getpwnam(user)
         done = subprocess.run(
             command,
-            env={"PATH": os.environ["PATH"], "ABATHUR_DB_CONFIG": toml(self.conf, **changes)},
+            env={"PATH": os.environ["PATH"], "ABATHUR_DB_CONFIG": toml(self.conf, **(changes or {}))},
             cwd="/",
             user=account.pw_uid,
             group=account.pw_gid,
@@ -197,12 +197,22 @@ def old(path: Path) -> None:
     os.utime(path, (1, 1))
 
 
+def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Return what puts something else in the place of the copy."""
+
+    def plant(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return plant
+
+
 HANDED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: path.unlink(), "no copy of the database was handed over"),
     "one of long ago": (old, "no copy of the database was handed over"),
-    "a symlink": (lambda path: (path.unlink(), path.symlink_to("/etc/passwd")), "is a symbolic link to /etc/passwd"),
-    "a FIFO": (lambda path: (path.unlink(), os.mkfifo(path)), "is not a regular file"),
-    "a directory": (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
+    "a symlink": (instead(lambda path: path.symlink_to("/etc/passwd")), "is a symbolic link to /etc/passwd"),
+    "a FIFO": (instead(os.mkfifo), "is not a regular file"),
+    "a directory": (instead(Path.mkdir), "is not a regular file"),
     "a second name": (lambda path: path.with_name("other").hardlink_to(path), "is another file's second name"),
     "nothing in it": (lambda path: os.truncate(path, 0), "is empty (0 bytes)"),
     "half of it": (lambda path: os.truncate(path, path.stat().st_size // 2), "is corrupt"),
@@ -280,11 +290,11 @@ def test_what_the_owner_says_of_the_checks_only_spares(host: Host) -> None:
     nothing = {f"backup_keep_{each}": 0 for each in ("daily", "weekly", "monthly", "minimum")}
     checks = host.conf.state_directory / catalog.CHECKS
     checks.write_text(json.dumps({newest: {"ok": False}, older: {"ok": True}}))
-    assert host.tool("prune", **nothing)[0] == 0
+    assert host.tool("prune", changes=nothing)[0] == 0
     assert host.counting() == {newest, older}
     checks.unlink()
     checks.symlink_to("/etc/shadow")
-    assert host.tool("prune", **nothing)[0] == 0
+    assert host.tool("prune", changes=nothing)[0] == 0
     assert host.counting() == {newest}
 
 
@@ -342,7 +352,7 @@ def test_no_copy_and_one_of_long_ago_are_none(root: Config, monkeypatch: pytest.
 def test_a_copy_that_is_cut_while_it_is_taken_is_refused(root: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     handover.snapshot(root)
     path = root.handover_directory / handover.FILE
-    monkeypatch.setattr(handover.os, "sendfile", lambda *_: 0)
+    monkeypatch.setattr(os, "sendfile", lambda *_: 0)
     with pytest.raises(Failure, match="was cut to 0 bytes; no backup was kept"):
         handover.copy_whole(guarded.opened(path, os.O_RDONLY), root.backup_directory.with_name("copy"))
 
@@ -452,7 +462,7 @@ def test_a_rollback_to_a_release_without_that_user_gives_the_directory_back(
     (kept / "etc").mkdir(parents=True)
     (kept / "etc/abathur-db.toml").write_text('owner = "daemon"\n')
     monkeypatch.setattr(release, "ETC", tmp_path / "etc")
-    monkeypatch.setattr(release.host, "control", lambda *_: None)
+    monkeypatch.setattr("abathur_db.host.control", lambda *_: None)
     (tmp_path / "etc").mkdir()
     takeover._give(conf.backup_directory, 0, 0, 0o750)
     release._return_to(conf, {"release": "one", "timers": []}, kept)

@@ -54,8 +54,9 @@ SEEDS = {
     [
         ("/var/lib/abathur", "abathur", 0o700),
         ("/var/lib/abathur/abathur.db", "abathur", 0o600),
-        ("/var/backups/abathur", "abathur", 0o700),
-        ("/var/lib/abathur-db", "abathur", 0o700),
+        ("/var/backups/abathur", "abathur-backup", 0o750),
+        ("/var/lib/abathur-db", "abathur", 0o710),
+        ("/var/lib/abathur-db/handover", "abathur", 0o770),
         ("/etc/abathur-db.toml", "root", 0o640),
         ("/opt/abathur-db", "root", 0o755),
     ],
@@ -71,8 +72,10 @@ def test_only_root_can_change_the_installed_tool(host: Any) -> None:
     assert {tuple(line.split()[:2]) for line in listing} == {("root", "755")}
 
 
-def test_the_user_cannot_log_in(host: Any) -> None:
-    assert host.user("abathur").shell == "/usr/sbin/nologin"
+@pytest.mark.parametrize("user", ["abathur", "abathur-backup"])
+def test_the_users_cannot_log_in_and_have_one_group(host: Any, user: str) -> None:
+    found = host.user(user)
+    assert (found.shell, found.groups) == ("/usr/sbin/nologin", ["abathur"])
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -14,7 +14,13 @@ import pytest
 import testinfra
 
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill", "metrics", "retain")
+HANDOVER = "abathur-db-snapshot.service"
 TALKERS = ("abathur-db-alert@backup.service", "abathur-db-ping@backup.service")
+OWNED = {
+    "/var/lib/abathur": {"abathur"},
+    "/var/lib/abathur-db": {"abathur"},
+    "/var/backups/abathur": {"abathur-backup"},
+}
 OURS = "/var/lib/abathur /var/backups/abathur /var/lib/abathur-db"
 PRECIOUS = "what only root may read"
 
@@ -24,10 +30,10 @@ def hosts() -> list[Any]:
     return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_a_job_has_an_exposure_of_at_most_0_6(host: Any, job: str) -> None:
+@pytest.mark.parametrize("unit", [*(f"abathur-db@{job}.service" for job in (*JOBS, "prune")), HANDOVER])
+def test_a_job_has_an_exposure_of_at_most_0_6(host: Any, unit: str) -> None:
     """systemd-analyze counts the threshold in tenths; a plain sandboxed oneshot reaches 0.4 on systemd 252."""
-    verdict = host.run(f"systemd-analyze security --no-pager --threshold=6 abathur-db@{job}.service")
+    verdict = host.run(f"systemd-analyze security --no-pager --threshold=6 {unit}")
     assert verdict.rc == 0, verdict.stdout
 
 
@@ -40,7 +46,13 @@ def test_what_needs_the_network_has_an_exposure_of_at_most_1_2(host: Any, unit: 
 def test_each_unit_of_the_bundle_is_among_those_that_are_measured(host: Any) -> None:
     units = host.check_output("find /etc/systemd/system -name 'abathur-db*.service' -printf '%f\n'").split()
     # The mail unit is there only where somebody gets mail, and says in its template why it is another.
-    assert set(units) == {"abathur-db@.service", *(name.replace("@backup", "@") for name in TALKERS)}
+    jobs = {"abathur-db@.service", "abathur-db@backup.service", "abathur-db@prune.service", HANDOVER}
+    assert set(units) == {*jobs, *(name.replace("@backup", "@") for name in TALKERS)}
+
+
+def whose(host: Any) -> dict[str, set[str]]:
+    """Return who owns what is in each directory of the bundle."""
+    return {path: set(host.check_output(f"find {path} -printf '%u\n'").split()) for path in OWNED}
 
 
 def as_user(host: Any, script: str) -> Any:
@@ -65,8 +77,8 @@ def name_of(host: Any) -> str:
 
 PLANTED = (
     "/var/lib/abathur/.abathur.db.restore",
-    "/var/backups/abathur/abathur_20260101_000000.json",
-    "/var/backups/abathur/.abathur_new.db.partial",
+    "/var/lib/abathur-db/handover/snapshot.db",
+    "/var/lib/abathur-db/handover/last/snapshot.json",
     "/var/lib/abathur-db/unit/backup.json",
     "/var/lib/abathur-db/last/validate.json",
     "/var/lib/abathur-db/checks.json",
@@ -92,7 +104,7 @@ def test_a_deploy_by_root_over_what_the_user_planted_follows_nothing_and_waits_f
             as_user(host, f"rm -rf {path}")
     again = playbook("deploy.yml", "--limit", name_of(host))
     assert again.returncode == 0, again.stdout
-    assert host.check_output(f"find {OURS} -not -user abathur") == ""
+    assert whose(host) == OWNED
 
 
 @pytest.mark.usefixtures("precious")
@@ -126,7 +138,7 @@ def swapping(host: Any, path: str) -> Iterator[None]:
         host.run(f"rm -f {path} {path}.a {path}.b")
 
 
-@pytest.mark.parametrize("path", ["/var/lib/abathur-db/lock", "/var/lib/abathur-db/last/backup.json"])
+@pytest.mark.parametrize("path", ["/var/lib/abathur-db/lock", "/var/lib/abathur-db/handover/snapshot.db"])
 @pytest.mark.usefixtures("precious")
 def test_a_race_of_renames_gains_nothing_while_root_and_the_units_run(host: Any, path: str) -> None:
     with swapping(host, path):
@@ -159,8 +171,9 @@ def test_remove_told_twice_deletes_links_and_not_what_they_point_to(host: Any, p
 @pytest.mark.parametrize("umask", ["000", "077"])
 def test_a_run_by_root_leaves_files_of_the_owner_alone_whatever_the_umask(host: Any, umask: str) -> None:
     host.check_output(f"sh -c 'umask {umask}; abathur-db backup; abathur-db drill; abathur-db analyze'")
-    assert host.check_output(f"find {OURS} -perm /077") == ""
-    assert host.check_output(f"find {OURS} -not -user abathur") == ""
+    assert host.check_output(f"find {OURS} -perm /007 -o -perm /020 -not -name handover") == ""
+    assert host.check_output("find /var/lib/abathur -perm /077") == ""
+    assert whose(host) == OWNED
 
 
 def test_no_row_s_text_is_in_the_journal_a_command_line_or_a_record(host: Any) -> None:
