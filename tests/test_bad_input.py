@@ -192,6 +192,12 @@ CONFIGURATION = {
     ),
     "a number as owner": faulty("has owner = 5, which is not the name of a system user other than root", owner=5),
     "root as owner": faulty("has owner = 'root', which is not the name of a system user other than root", owner="root"),
+    "backups of somebody's in a database without owner": faulty(
+        "has backup_owner = 'keeper' and owner = ''; name two users, or no second", backup_owner="keeper"
+    ),
+    "root as owner of the backups": faulty(
+        "has backup_owner = 'root', which is not the name of a system user other than root", backup_owner="root"
+    ),
     "an owner with a line of its own for the units": faulty(
         "has owner = 'a\\nUser=root', which is not the name of a system user other than root", owner="a\nUser=root"
     ),

@@ -55,6 +55,10 @@ CASES: dict[str, Case] = {
         "application_units = 'a.service', which is not a list",
     ),
     "root as owner": ({"abathur_db_owner": "root"}, "has owner = 'root', which is not the name of a system user other"),
+    "one user twice": (
+        {"abathur_db_backup_owner": "abathur"},
+        "has backup_owner = 'abathur' and owner = 'abathur'; name two users, or no second",
+    ),
     "a database right in /": (
         {"abathur_db_database": "/abathur.db"},
         "database = '/abathur.db', but / is the system's",

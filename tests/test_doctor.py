@@ -380,7 +380,7 @@ def test_an_owner_that_does_not_exist_is_a_sentence(sound: Config) -> None:
 
 def test_somebody_who_is_neither_root_nor_the_owner_is_told_so(sound: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    with pytest.raises(Failure, match="the database belongs to root"):
+    with pytest.raises(Failure, match="this is the work of root"):
         doctor.doctor(replace(sound, owner="root"))
 
 
