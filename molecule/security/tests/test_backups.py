@@ -100,6 +100,26 @@ def test_what_the_application_s_user_starts_makes_and_removes_no_backup(host: An
     assert picture(host) == backed_up
 
 
+def test_nothing_that_the_application_s_user_leaves_is_run_by_the_user_of_the_backups(host: Any) -> None:
+    """Python runs what it finds in the site-packages of a home; a home in the owner's reach would be a way in."""
+    home = host.user("abathur-backup").home
+    assert host.run(f"runuser -u abathur -- mkdir -p {home}/x").rc != 0
+    program = "import os\ntop = os.path.expanduser('~abathur')\nos.chmod(top, 0o755)\n" + "".join(
+        f"os.makedirs(top + '/.local/lib/python3.{minor}/site-packages', exist_ok=True);"
+        f"open(top + '/.local/lib/python3.{minor}/site-packages/x.pth', 'w').write("
+        "\"import os; os.system('touch /var/backups/abathur/ran /var/lib/abathur-db/handover/ran')\")\n"
+        for minor in range(9, 16)
+    )
+    intrude(host, f"{program}open(top + '/zstd', 'w').write('#!/bin/sh\\ntouch /var/backups/abathur/ran')")
+    try:
+        back_up(host)
+        assert host.run("cd /var/lib/abathur && runuser -u abathur-backup -- abathur-db prune").rc == 0
+    finally:
+        intrude(host, "import os, shutil\nshutil.rmtree('/var/lib/abathur/.local'); os.remove('/var/lib/abathur/zstd')")
+        host.check_output("chmod 0700 /var/lib/abathur")
+    assert host.run("ls /var/backups/abathur/ran /var/lib/abathur-db/handover/ran").rc != 0
+
+
 # Each is put in the place of the copy between the two units, and told in a sentence.
 PLANTED = {
     "nothing": ("", "no copy of the database was handed over"),
