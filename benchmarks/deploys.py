@@ -22,6 +22,7 @@ import testhost
 HOST = "bench"
 PEERS = ROOT / "benchmarks/peers"
 BIN = ROOT / ".venv/bin"
+FACTS = ("path", "owner", "group", "mode")
 
 
 class Deploys:
@@ -88,14 +89,12 @@ class Deploys:
             target = files / each["path"].lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.remote_bytes(f"cat {each['path']}"))
-        owned = [
-            {"path": path, "owner": "abathur", "mode": "700"} for path in ("/var/lib/abathur", "/var/lib/abathur-db")
-        ]
-        owned.append({"path": "/var/backups/abathur", "owner": "abathur-backup", "mode": "750"})
+        homes = ["/var/lib/abathur", "/var/lib/abathur-db", "/var/backups/abathur", f"/opt/abathur-db/{release}"]
+        said = self.remote(f"stat --format '%n %U %G %a' {' '.join(homes)}")
         state: dict[str, Any] = {
             "files": str(files),
             "placed": placed,
-            "directories": [*owned, {"path": f"/opt/abathur-db/{release}", "owner": "root", "mode": "755"}],
+            "directories": [dict(zip(FACTS, line.split(), strict=True)) for line in said.splitlines()],
             "links": [
                 {"path": "/opt/abathur-db/current", "src": release},
                 {"path": "/usr/local/bin/abathur-db", "src": "/opt/abathur-db/current/abathur-db"},

@@ -9,11 +9,10 @@ from pyinfra.operations import files, server, systemd
 STATE = json.loads(Path(os.environ["BENCH_STATE"]).read_text())
 
 server.group(group="abathur", system=True)
-server.user(
-    user="abathur", group="abathur", system=True, home="/var/lib/abathur", create_home=False, shell="/usr/sbin/nologin"
-)
+for user, home in {"abathur": "/var/lib/abathur", "abathur-backup": "/nonexistent"}.items():
+    server.user(user=user, group="abathur", system=True, home=home, create_home=False, shell="/usr/sbin/nologin")
 for each in STATE["directories"]:
-    files.directory(path=each["path"], user=each["owner"], group=each["owner"], mode=each["mode"])
+    files.directory(path=each["path"], user=each["owner"], group=each["group"], mode=each["mode"])
 for each in STATE["placed"]:
     source = f"{STATE['files']}/{each['path']}"
     files.put(src=source, dest=each["path"], user="root", group=each["group"], mode=each["mode"])
