@@ -19,12 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import deploys  # noqa: E402 - found only now
-import figures  # noqa: E402
-import jobs  # noqa: E402
-import load  # noqa: E402
-import rows  # noqa: E402
-import scale  # noqa: E402
+import deploys  # noqa: E402 - after the path to scripts/
+import figures  # noqa: E402 - after the path to scripts/
+import jobs  # noqa: E402 - after the path to scripts/
+import load  # noqa: E402 - after the path to scripts/
+import rows  # noqa: E402 - after the path to scripts/
+import scale  # noqa: E402 - after the path to scripts/
 
 RESULTS = ROOT / "benchmarks/results.json"
 SCALES = (0.1, 1.0, 10.0)

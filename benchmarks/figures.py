@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pygal import HorizontalBar  # type: ignore[import-untyped]  # it has no types
-from pygal.style import CleanStyle  # type: ignore[import-untyped]
+from pygal import HorizontalBar  # type: ignore[import-untyped]  # pygal has no types
+from pygal.style import CleanStyle  # type: ignore[import-untyped]  # pygal has no types
 
 UNITS = {"s": "{:.2f} s", "ms": "{:.0f} ms", "MB": "{:.0f} MB", "": "{:.2f}"}
 

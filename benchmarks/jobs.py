@@ -43,15 +43,11 @@ def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None], *
     found = [Figure("writer alone", "longest wait", "ms", idle.wait_ms)]
     for name, (peer, script) in PEERS.items():
         mine = run(name, ours(name))
-        if alone:
-            errors = {"ours": mine.errors}
-            found.append(Figure(name, "the writer's longest wait", "ms", mine.wait_ms, {}, "", WAIT_MS, errors))
-            continue
-        theirs = run(peer, shell(script))
-        waits: dict[str, float | None] = {peer: theirs.wait_ms}
-        errors = {"ours": mine.errors, peer: theirs.errors}
+        theirs = {} if alone else {peer: run(peer, shell(script))}
+        waits: dict[str, float | None] = {each: done.wait_ms for each, done in theirs.items()}
+        errors = {"ours": mine.errors, **{each: done.errors for each, done in theirs.items()}}
         found.append(Figure(name, "the writer's longest wait", "ms", mine.wait_ms, waits, "", WAIT_MS, errors))
-        took: dict[str, float | None] = {peer: theirs.seconds}
+        took: dict[str, float | None] = {each: done.seconds for each, done in theirs.items()}
         found.append(Figure(name, "time", "s", mine.seconds or 0, took))
     mine = run("backup", ours("backup"))
     packed = next((home / "backups").glob("*.zst")).stat().st_size

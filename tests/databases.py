@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import build
 from abathur_db.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +86,19 @@ def corrupt(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4096 * 3 : 4096 * 20] = b"\xff" * 4096 * 17
     path.write_bytes(data)
+
+
+@contextmanager
+def host_directory(name: str) -> Iterator[Path]:
+    """Give a directory of root's that everybody may pass, with the tool as it is installed; gone at the end."""
+    home = Path("/var/lib") / f"abathur-{name}-{os.getpid()}"
+    home.mkdir(mode=0o755)
+    try:
+        (home / "abathur-db").write_bytes(build.archive(build.sources()))
+        (home / "abathur-db").chmod(0o755)
+        yield home
+    finally:
+        shutil.rmtree(home)
 
 
 def toml(conf: Config, **changes: Any) -> str:

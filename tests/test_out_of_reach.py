@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import backups
-import build
 import pytest
 from abathur_db import backup, catalog, cli, guarded, handover, proof, release, retention, runs, schema, seed, takeover
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
-from databases import picture, rows, toml
+from databases import host_directory, picture, rows, toml
 
 OWNER, KEEPER = "nobody", "sync"
 """Two users of Debian's base that have one group."""
@@ -31,8 +30,6 @@ class Host:
     def __init__(self, home: Path, conf: Config) -> None:
         """Make the directories as a deploy does."""
         self.home, self.conf = home, conf
-        (home / "abathur-db").write_bytes(build.archive(build.sources()))
-        (home / "abathur-db").chmod(0o755)
         for path, user, mode in (
             (conf.database.parent, OWNER, 0o700),
             (conf.state_directory, OWNER, 0o710),
@@ -88,9 +85,7 @@ class Host:
 @pytest.fixture
 def host(conf: Config) -> Iterator[Host]:
     """Return a host with a database and a backup."""
-    home = Path("/var/lib") / f"abathur-apart-{os.getpid()}"
-    home.mkdir(mode=0o755)
-    try:
+    with host_directory("apart") as home:
         apart = replace(
             conf,
             owner=OWNER,
@@ -106,8 +101,6 @@ def host(conf: Config) -> Iterator[Host]:
             code, said = made.tool(command)
             assert code == 0, said
         yield made
-    finally:
-        shutil.rmtree(home)
 
 
 ATTACKS = """

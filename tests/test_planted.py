@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import build
 import pytest
 from abathur_db.config import Config
-from databases import toml
+from databases import host_directory, toml
 
 OWNER = "nobody"
 SECRET = "what only root may read"
@@ -67,11 +66,7 @@ class Host:
 @pytest.fixture
 def host(conf: Config) -> Iterator[Host]:
     """Return a host with a database and a backup."""
-    home = Path("/var/lib") / f"abathur-planted-{os.getpid()}"
-    home.mkdir(mode=0o755)
-    try:
-        (home / "abathur-db").write_bytes(build.archive(build.sources()))
-        (home / "abathur-db").chmod(0o755)
+    with host_directory("planted") as home:
         owned = replace(
             conf,
             owner=OWNER,
@@ -90,8 +85,6 @@ def host(conf: Config) -> Iterator[Host]:
         for command in ("init", "seed", "backup"):
             assert made.run(command)[0] == 0
         yield made
-    finally:
-        shutil.rmtree(home)
 
 
 LINK, FIFO, DIRECTORY = "a symlink to root's file", "a FIFO", "a directory"

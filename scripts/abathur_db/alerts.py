@@ -39,7 +39,7 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
     left no result of its own.
     """
-    last = runs.recorded(config.records(job), "last", job)
+    last = runs.known(config, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
     own_words = last is not None and not last["ok"] and last["invocation"] == invocation
@@ -114,7 +114,7 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
         told = datetime.fromisoformat(before["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    success = runs.recorded(config.records(news["job"]), "success", news["job"])
+    success = runs.known(config, "success", news["job"])
     recovered = success is not None and datetime.fromisoformat(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
     return bool(before.get("summary") == news["summary"] and recent and not recovered)

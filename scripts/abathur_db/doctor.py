@@ -186,7 +186,7 @@ def _jobs(config: Config) -> list[Check]:
         repair = f"systemctl enable --now abathur-db@{job}.timer"
         said = f"the timer of {job} is {check.measured}"
         checks.append(Check(check.id, check.ok, check.expected, said, repair))
-        last = runs.recorded(config.records(job), "last", job)
+        last = runs.known(config, "last", job)
         if last is not None and not last["ok"]:
             said = f"{job} failed at {last['finished']}: {last['summary']}"
             checks.append(Check(f"job_{job}", False, "succeeded", said, f"systemctl start abathur-db@{job}"))

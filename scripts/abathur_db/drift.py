@@ -115,10 +115,7 @@ def _only(wanted: list[dict[str, Any]]) -> list[str]:
 
 def _timers(units: list[str]) -> list[str]:
     found = []
-    lines = host.systemctl("show", *units, "--property", "Id,ActiveState,UnitFileState,NeedDaemonReload")
-    blocks = "\n".join(lines).split("\n\n")
-    shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-    known = {each["Id"]: each for each in shown if "Id" in each}
+    known = host.properties_of(units, "ActiveState", "UnitFileState", "NeedDaemonReload")
     for unit in units:
         state = known.get(unit, {})
         if state.get("UnitFileState") != "enabled" or state.get("ActiveState") != "active":

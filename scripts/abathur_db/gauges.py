@@ -42,8 +42,8 @@ def of_jobs(config: Config) -> list[Sample]:
     samples = []
     for job, link in host.enabled_timers().items() if config.owner else ():
         labels = {"job": job}
-        last = runs.recorded(config.records(job), "last", job)
-        success = runs.recorded(config.records(job), "success", job)
+        last = runs.known(config, "last", job)
+        success = runs.known(config, "success", job)
         if last:
             samples += [
                 Sample("job_ok", float(last["ok"]), labels, last["finished"]),
@@ -71,7 +71,7 @@ def of_backups(config: Config) -> list[Sample]:
     if newest:
         age = (datetime.now(UTC) - newest.moment).total_seconds()
         samples += [Sample("backup_age_seconds", max(age, 0)), Sample("backup_bytes", newest.bytes)]
-    if drilled := runs.recorded(config.state_directory, "success", "drill"):
+    if drilled := runs.known(config, "success", "drill"):
         samples.append(Sample("drill_seconds", drilled["data"]["recovery_seconds"]))
     return samples
 

@@ -78,7 +78,7 @@ def _lent(config: Config) -> int:
 
 def _taken(config: Config) -> int:
     path = config.handover_directory / FILE
-    told = runs.recorded(config.records(configuration.SNAPSHOT), "last", configuration.SNAPSHOT)
+    told = runs.known(config, "last", configuration.SNAPSHOT)
     if told and not told["ok"]:
         raise Failure(told["summary"], told["hint"], Exit.BUSY if told.get("exit_code") == Exit.BUSY else Exit.FAILED)
     absent = Failure("no copy of the database was handed over", "see why: journalctl -u abathur-db-snapshot -n 50")

@@ -288,6 +288,14 @@ def journal(job: str, invocation: str, lines: int) -> list[str]:
     return done.stdout.decode(errors="replace").splitlines()
 
 
+def properties_of(units: list[str], *names: str) -> dict[str, dict[str, str]]:
+    """Return unit -> its properties as systemd states them, in one call; empty where systemd is not running."""
+    lines = systemctl("show", *units, "--property", ",".join(("Id", *names))) if units else []
+    blocks = "\n".join(lines).split("\n\n")
+    shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    return {each["Id"]: each for each in shown if "Id" in each}
+
+
 def unit_properties(unit: str, *names: str) -> dict[str, str]:
     """Return properties of a unit as systemd states them; empty where systemd is not running."""
     lines = systemctl("show", unit, "--property", ",".join(names))

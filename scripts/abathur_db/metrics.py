@@ -113,7 +113,7 @@ def _insert(config: Config, samples: list[Sample], notes: list[str]) -> None:
 
 
 def _first_of_the_hour(config: Config) -> bool:
-    last = runs.recorded(config.state_directory, "success", "metrics")
+    last = runs.known(config, "success", "metrics")
     return last is None or last["finished"][:13] != runs.now()[:13]
 
 

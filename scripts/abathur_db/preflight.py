@@ -73,7 +73,7 @@ def _parsed(option: str, text: str) -> dict[str, Any]:
 
 def _healthy(config: Config, data: dict[str, Any]) -> bool:
     """Tell whether the last validation and the status of now are good; what is not is validated again by the deploy."""
-    last = runs.recorded(config.state_directory, "last", "validate")
+    last = runs.known(config, "last", "validate")
     now = status.status(config)
     data["status"] = now.summary
     return last is not None and bool(last["ok"]) and now.ok

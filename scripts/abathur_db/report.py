@@ -90,7 +90,7 @@ def _remembered(config: Config) -> list[str]:
 
 def _queries(config: Config) -> list[dict[str, Any]]:
     """Return the critical queries with their budgets, and what the last validation measured under its largest load."""
-    last = runs.recorded(config.state_directory, "last", "validate") or {}
+    last = runs.known(config, "last", "validate") or {}
     measured: dict[str, dict[str, Any]] = {}
     for row in last.get("data", {}).get("latencies", []):
         measured[row["query"]] = row

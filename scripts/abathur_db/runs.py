@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_db import database, guarded, host
+from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
 HISTORY = 400
@@ -125,6 +126,11 @@ def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] |
         return None
     whole: dict[str, Any] = {**RECORD, **found}
     return whole if all(isinstance(whole[name], type(value)) for name, value in RECORD.items()) else None
+
+
+def known(config: Config, kind: str, command: str) -> dict[str, Any] | None:
+    """Return the record of a command as `recorded` does, from wherever its runs are recorded."""
+    return recorded(config.records(command), kind, command)
 
 
 @contextmanager

@@ -18,17 +18,8 @@ def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
         return {}
     listed = host.systemctl("list-unit-files", "abathur-db@*.timer", "--no-legend", "--plain")
     wanted = sorted({f"abathur-db@{job}.timer" for job in jobs} | {line.split()[0] for line in listed})
-    names = "Id,ActiveState,SubState,UnitFileState,NextElapseUSecRealtime"
-    found: dict[str, dict[str, str]] = {}
-    block: dict[str, str] = {}
-    for line in [*(host.systemctl("show", *wanted, "--property", names) if wanted else []), ""]:
-        if line:
-            name, _, value = line.partition("=")
-            block[name] = value
-        elif block:
-            found[job_of(block["Id"])] = block
-            block = {}
-    return found
+    found = host.properties_of(wanted, "ActiveState", "SubState", "UnitFileState", "NextElapseUSecRealtime")
+    return {job_of(unit): properties for unit, properties in found.items()}
 
 
 def job_of(unit: str) -> str:
@@ -79,7 +70,7 @@ def status(config: Config) -> Result:
     if "backup" in found:
         checks.append(catalog.age_check(config))
     newest = catalog.newest_verified(config)
-    drilled = runs.recorded(config.state_directory, "success", "drill")
+    drilled = runs.known(config, "success", "drill")
     data["newest_backup"] = newest.id if newest else None
     data["recovery_seconds"] = drilled["data"].get("recovery_seconds") if drilled else None
     data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
@@ -155,8 +146,8 @@ def _disk(config: Config, data: dict[str, Any]) -> Check:
 def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     jobs = {}
     for name, timer in found.items():
-        last = runs.recorded(config.records(name), "last", name)
-        success = runs.recorded(config.records(name), "success", name)
+        last = runs.known(config, "last", name)
+        success = runs.known(config, "success", name)
         jobs[name] = {
             "ok": last["ok"] if last else None,
             "summary": last["summary"] if last else "never ran",

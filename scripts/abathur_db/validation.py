@@ -85,8 +85,8 @@ def _repair(path: Path) -> str:
 
 
 def _backup_job(config: Config) -> list[Check]:
-    last = runs.recorded(config.records("backup"), "last", "backup")
-    through_unit = runs.recorded(config.records("backup"), "unit", "backup")
+    last = runs.known(config, "last", "backup")
+    through_unit = runs.known(config, "unit", "backup")
     return [
         Check(
             "backup_job",
