@@ -56,6 +56,41 @@ def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monke
     assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
 
 
+@pytest.mark.parametrize(
+    ("journal", "summary", "hint"),
+    [
+        (
+            [
+                "ok  disk",
+                "abathur-db: the result could not be kept",
+                "backup: the disk is full",
+                "hint: df -h",
+                "ended",
+            ],
+            "job backup failed: the disk is full",
+            "df -h",
+        ),
+        (["backup: older words", "hint: x", "backup: no hint"], "job backup failed: no hint", ""),
+        (
+            ["nothing of ours"],
+            "job backup failed: ended with exit-code 1",
+            "see why: journalctl -u abathur-db@backup -n 50",
+        ),
+    ],
+)
+def test_a_job_that_could_not_keep_its_result_is_told_by_what_it_said_last(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, journal: list[str], summary: str, hint: str
+) -> None:
+    """On a full disk; the record there is, is of an earlier run."""
+    runs.record(conf.state_directory, FAILED)
+    monkeypatch.setattr(host, "journal", lambda *_: journal)
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
+    result = alerts.alert(conf, "backup")
+    assert (result.summary, result.hint) == (summary, hint)
+
+
 @dataclass
 class Listener:
     """A web server that answers as it is told, and keeps what it was asked."""
@@ -243,6 +278,17 @@ def test_a_command_of_ones_own_gets_job_result_and_journal(
     assert lines[0] == "--loud backup backup exit-code"
     assert lines[1].endswith(": job backup failed: the disk is full")
     assert lines[-1] == "line 2"
+
+
+def test_an_alert_that_cannot_be_remembered_goes_out_by_every_way(
+    failed: Config, listener: Listener, credentials: Path
+) -> None:
+    (failed.state_directory / "alerts").write_text("a file where its directory would be")
+    (credentials / "webhook").write_text(listener.address)
+    result = alerts.alert(failed, "backup", run="true", webhook=True)
+    assert result.ok
+    assert [check.id for check in result.checks] == ["command", "webhook"]
+    assert len(listener.requests) == 1
 
 
 def test_a_command_that_fails_or_is_absent_is_told_and_the_other_ways_go_on(

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from pathlib import Path
@@ -37,16 +38,19 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     """Return what is known of a failed run: job, result, summary, hint, host, time and its last journal lines.
 
     systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
-    left no result of its own.
+    left no result of its own; one on a full disk left it in the journal alone.
     """
     last = runs.known(config, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
+    journal = host.journal(job, invocation, JOURNAL_LINES)
     own_words = last is not None and not last["ok"] and last["invocation"] == invocation
     if last is not None and (own_words or (not outcome and not last["ok"])):
         sentence, hint = f"failed: {last['summary']}", last["hint"]
     elif outcome in ("", "success"):
         sentence, hint = "did not fail; this alert was started by hand", f"journalctl -u abathur-db@{job} -n 50"
+    elif outcome == "exit-code" and (said := _last_words(journal, job)):
+        sentence, hint = f"failed: {said[0]}", said[1]
     else:
         sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
         hint = f"see why: journalctl -u abathur-db@{job} -n 50"
@@ -57,8 +61,18 @@ def compose(config: Config, job: str) -> dict[str, Any]:
         "hint": hint,
         "host": socket.gethostname(),
         "time": runs.now(),
-        "journal": host.journal(job, invocation, JOURNAL_LINES),
+        "journal": journal,
     }
+
+
+def _last_words(journal: list[str], job: str) -> tuple[str, str] | None:
+    """Return the sentence and the hint that a job printed last (cli.py), None where it printed none."""
+    said = [number for number, line in enumerate(journal) if line.startswith(f"{job}: ")]
+    if not said:
+        return None
+    sentence, *rest = journal[said[-1] :]
+    hints = [line.removeprefix("hint: ") for line in rest if line.startswith("hint: ")]
+    return sentence.removeprefix(f"{job}: "), hints[0] if hints else ""
 
 
 def readable(news: dict[str, Any]) -> str:
@@ -122,8 +136,10 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
 
 def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
     path = _memory(config, way, news["job"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
+    # On the full disk that is the news, for one: told twice is better than by one way only.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
 
 
 def _run(command: str, news: dict[str, Any]) -> str:

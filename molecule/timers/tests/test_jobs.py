@@ -186,6 +186,12 @@ def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
     assert start(host, "analyze").rc == 0
 
 
+@pytest.mark.parametrize("kind", ["abathur-db@analyze", "abathur-db@backup", "abathur-db-alert@backup"])
+def test_no_job_and_no_alert_is_refused_because_it_was_started_often(host: Any, kind: str) -> None:
+    """By default systemd refuses the sixth start within 10 s: an operator's next try, and an alert."""
+    assert host.check_output(f"systemctl show -P StartLimitIntervalUSec {kind}.service") == "0"
+
+
 def test_the_alert_command_can_be_replaced(host: Any, playbook: Any) -> None:
     command = {"abathur_maintenance_alert_command": "/usr/bin/echo told about"}
     changed = playbook("deploy.yml", "--tags", "units", "-e", json.dumps(command))
