@@ -19,9 +19,18 @@ def pytest_report_header() -> str:
     return f"faults: the moments are drawn from SEED={moments.SEED}"
 
 
+@pytest.fixture
+def machine(deployed: Host) -> Host:
+    """Give a whole machine with the bundle deployed and the writers' program on it; it runs."""
+    if not testhost.alive(deployed.name):
+        # The test before this one failed while it was off.
+        testvm.boot(deployed.name)
+    return deployed
+
+
 @pytest.fixture(scope="session")
-def machine() -> Iterator[Host]:
-    """Give a whole machine with the bundle deployed and the writers' program on it."""
+def deployed() -> Iterator[Host]:
+    """Make the machine, once."""
     testvm.create(MACHINE, "bookworm")
     try:
         host = Host(MACHINE)

@@ -108,7 +108,8 @@ def boot(name: str, clock: str = "utc") -> dict[str, Any]:
         if answer.stdout.strip() in ("running", "degraded"):
             return host
         if process.poll() is not None:
-            testhost.die(f"{name} ended with {process.returncode} while booting", f"see {home / 'console.log'}")
+            said = (home / "console.log").read_text()[-500:]
+            testhost.die(f"{name} ended with {process.returncode} while booting: {said}", "make it again")
         if time.monotonic() > deadline:
             testhost.die(f"{name} did not come up in {BOOT_SECONDS} s: {answer}", f"see {home / 'console.log'}")
         time.sleep(0.5)

@@ -80,10 +80,24 @@ PLANTED = (
     "/var/lib/abathur-db/handover/snapshot.db",
     "/var/lib/abathur-db/handover/last/snapshot.json",
     "/var/lib/abathur-db/unit/backup.json",
-    "/var/lib/abathur-db/last/validate.json",
     "/var/lib/abathur-db/checks.json",
     "/var/lib/abathur-db/sequence",
 )
+
+
+VALIDATED = "/var/lib/abathur-db/last/validate.json"
+
+
+@contextmanager
+def planted(host: Any, kind: str, paths: tuple[str, ...]) -> Iterator[None]:
+    """Let the user put something at each path for a while."""
+    for path in paths:
+        as_user(host, f"rm -rf {path}; {kind} {path}")
+    try:
+        yield
+    finally:
+        for path in paths:
+            as_user(host, f"rm -rf {path}")
 
 
 @pytest.mark.parametrize("kind", ["ln -s /root/precious", "mkfifo"])
@@ -91,20 +105,29 @@ PLANTED = (
 def test_a_deploy_by_root_over_what_the_user_planted_follows_nothing_and_waits_for_nothing(
     host: Any, playbook: Any, kind: str
 ) -> None:
-    for path in PLANTED:
-        as_user(host, f"rm -rf {path}; {kind} {path}")
-    try:
+    with planted(host, kind, (*PLANTED, VALIDATED)):
         # Changes a setting, so that the release is kept, the backup is taken, and everything is validated.
         done = playbook("deploy.yml", "--limit", name_of(host), "-e", "abathur_db_wal_limit_mb=99")
-        assert PRECIOUS not in done.stdout
-        assert "Traceback" not in done.stdout
-        assert done.returncode == 0 or "which this tool never makes" in done.stdout, done.stdout
-    finally:
-        for path in PLANTED:
-            as_user(host, f"rm -rf {path}")
     again = playbook("deploy.yml", "--limit", name_of(host))
+    assert done.returncode == 0, done.stdout
+    assert "checks passed" in done.stdout
+    assert PRECIOUS not in done.stdout
     assert again.returncode == 0, again.stdout
     assert whose(host) == OWNED
+
+
+@pytest.mark.parametrize("kind", ["ln -s /root/precious", "mkfifo"])
+@pytest.mark.usefixtures("precious")
+def test_a_deploy_that_reads_what_the_user_planted_stops_with_its_name(host: Any, playbook: Any, kind: str) -> None:
+    """Only a deploy with nothing to do asks how the last validation ended."""
+    with planted(host, kind, (VALIDATED,)):
+        done = playbook("deploy.yml", "--limit", name_of(host))
+    again = playbook("deploy.yml", "--limit", name_of(host))
+    assert done.returncode != 0
+    assert f"mv {VALIDATED} {VALIDATED}.planted" in " ".join(done.stdout.split())
+    assert "changed=0" in done.stdout
+    assert PRECIOUS not in done.stdout
+    assert again.returncode == 0, again.stdout
 
 
 @pytest.mark.usefixtures("precious")
@@ -183,16 +206,19 @@ def test_no_row_s_text_is_in_the_journal_a_command_line_or_a_record(host: Any) -
     )
     encoded = base64.b64encode(program.encode()).decode()
     host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
-    watch = "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null; done | grep -a -o hunter[2] > /root/seen"
+    # In brackets, so that these commands do not find themselves.
+    found = "grep -a -o -e hunter[2] -e seen[1]"
+    watch = f"while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | {found}; done > /root/seen"
     host.check_output(f"systemd-run --unit watcher sh -c '{watch}'")
     try:
         for job in JOBS:
             host.check_output(f"systemctl start abathur-db@{job}")
         host.check_output("abathur-db validate")
+        # What the watcher has to see, or it is blind.
+        host.check_output("sh -c 'sleep 2; : seen1'")
     finally:
         host.run("systemctl stop watcher.service")
-    # In brackets, so that these commands do not find themselves.
-    assert host.check_output("cat /root/seen") == ""
+    assert set(host.check_output("cat /root/seen").split()) == {"seen1"}
     assert host.run("journalctl --no-pager -u 'abathur-db*' | grep hunter[2]").stdout == ""
     assert (
         host.run("grep -r hunter[2] /var/lib/abathur-db /etc/abathur-db.toml /var/backups/abathur --include=*.json").rc
