@@ -138,6 +138,18 @@ def test_a_job_on_a_full_disk_says_so_and_leaves_the_old_state_whole(
         old_state_is_whole_and_the_job_ends_well(world, name, before, counted)
 
 
+@pytest.mark.parametrize("left", [192, 256, 384, 440])
+def test_a_new_database_is_whole_or_not_there(tmp_path: Path, left: int) -> None:
+    """Where the log of a new database has room and the database itself has not; closing it tells nobody of that."""
+    world = World(tmp_path / "world", minimum_free_mb=0)
+    with places.small(world.root, SPACE):
+        with places.filled(world.root, left * 1024):
+            failed_in_a_sentence(world.tool("init"))
+        assert not world.conf.database.exists()
+        assert world.tool("init").code == 0
+        assert world.good("integrity-check")["ok"]
+
+
 @pytest.mark.parametrize("round_", range(POINTS))
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_whose_disk_fills_while_it_works_says_so_and_leaves_the_old_state_whole(

@@ -468,7 +468,7 @@ DATABASES = {
     "no database, but a backup": Case(
         lambda conf: first(*(each.unlink for each in database.files(conf.database) if each.exists())),
         "init",
-        "init: {home}/abathur.db is missing, but 1 backups and 0 kept copies of it are here; "
+        "init: {home}/abathur.db is missing, but its backups (1) and kept copies (0) are here; "
         "no empty one was made in its place",
         "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
     ),

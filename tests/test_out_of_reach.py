@@ -412,7 +412,7 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
     assert host.tool("verify")[0] == 0
     checks.chmod(0o600)
     code, said = host.tool("take-over")
-    assert (code, "took 1 backups over" in said) == (0, True), said
+    assert (code, "took 1 backup over" in said) == (0, True), said
     assert host.counting() == made
     assert host.intruder(ATTACKS.format(home=str(host.conf.backup_directory))) == "[]\n"
     assert checks.stat().st_mode & 0o777 == 0o640

@@ -186,14 +186,14 @@ def test_rows_written_since_the_migration_are_not_dropped_unless_told(
     conf: Config, etc: Path, migrated: str, called: list[tuple[str, ...]]
 ) -> None:
     rows(conf.database, 5)
-    with pytest.raises(Failure, match=f"backup {migrated} was not restored: 5 rows written since") as caught:
+    with pytest.raises(Failure, match=f"backup {migrated} was not restored: it lacks 5 rows written since") as caught:
         go_back(conf)
     assert "abathur_db_rollback_lose_rows=true" in caught.value.hint
     assert state(conf, etc) == TWO
     assert value(conf.database, "PRAGMA user_version") == 2
     assert called[-1] == ("start", "app.service")
     assert not (conf.install_directory / "stopped.json").exists()
-    assert "5 rows written since are not in it" in go_back(conf, lose_rows=True).summary
+    assert "it lacks 5 rows written since" in go_back(conf, lose_rows=True).summary
     assert value(conf.database, "PRAGMA user_version") == 1
 
 
@@ -228,7 +228,7 @@ def test_going_back_to_a_backup_keeps_the_release_and_brings_the_database_up(
 ) -> None:
     rows(conf.database, 5)
     result = go_back(conf, to=migrated)
-    assert f"restored backup {migrated}; 5 rows written since" in result.summary
+    assert f"restored backup {migrated}; it lacks 5 rows written since" in result.summary
     assert "migrated" in result.summary
     assert state(conf, etc) == TWO
     assert value(conf.database, "PRAGMA user_version") == 2

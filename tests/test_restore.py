@@ -60,14 +60,16 @@ def test_what_a_restore_loses_is_counted_by_table_before_it_is_done(conf: Config
     result = restore.restore(conf, saved, dry_run=True)
     assert result.data["lost"] == {"memory_entries": {"new": 0, "changed": 1}, "sessions": {"new": 1, "changed": 0}}
     assert result.summary == (
-        f"would restore backup {saved}; 2 rows written since are not in it: "
+        f"would restore backup {saved}; it lacks 2 rows written since: "
         "memory_entries 0 new and 1 changed, sessions 1 new and 0 changed"
     )
     assert count(conf.database) == 1
 
 
 def test_a_restore_that_must_not_lose_rows_refuses_with_their_number(conf: Config, saved: str) -> None:
-    with pytest.raises(Failure, match=r"was not restored: 2 rows written since .*; nothing was changed") as caught:
+    with pytest.raises(
+        Failure, match=r"was not restored: it lacks 2 rows written since: .*; nothing was changed"
+    ) as caught:
         restore.restore(conf, saved, keep_rows=True)
     assert "abathur_db_rollback_lose_rows=true" in caught.value.hint
     assert count(conf.database) == 1
@@ -149,7 +151,7 @@ def test_fresh_begins_anew_and_keeps_the_old_database(conf: Config) -> None:
 def test_a_missing_database_is_not_replaced_by_an_empty_one_while_it_can_be_restored(conf: Config, saved: str) -> None:
     for each in (conf.database, *database.sidecars(conf.database)):
         each.unlink(missing_ok=True)
-    with pytest.raises(Failure, match="is missing, but 1 backups and 0 kept copies of it are here") as caught:
+    with pytest.raises(Failure, match=r"is missing, but its backups \(1\) and kept copies \(0\) are here") as caught:
         schema.init(conf)
     assert "abathur-db restore latest" in caught.value.hint
     assert saved

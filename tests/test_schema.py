@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,13 @@ def test_a_copy_of_a_live_database_stands_alone(conf: Config, tmp_path: Path) ->
     shutil.rmtree(conf.state_directory, ignore_errors=True)
     assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.db"]
     assert value(tmp_path / "copy.db", "SELECT id FROM sessions") == "only in the log"
+
+
+def test_a_migration_without_room_on_the_disk_is_told_as_such_and_not_as_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(resources.migrations()[0], sql="PRAGMA max_page_count = 8;" + resources.migrations()[0].sql)
+    monkeypatch.setattr(resources, "migrations", lambda: [small])
+    with pytest.raises(Failure, match=f"the disk of {tmp_path}/new.db is full") as caught:
+        schema.build(tmp_path / "new.db")
+    assert caught.value.hint.startswith("free space")

@@ -13,7 +13,7 @@ from typing import Any
 
 from abathur_db import database, guarded, host, runs
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result
+from abathur_db.result import Check, Failure, Result, counted
 
 PREFIX = "abathur_"
 SUFFIXES = {"zstd": ".db.zst", "gzip": ".db.gz", "none": ".db"}
@@ -278,7 +278,7 @@ def list_backups(config: Config) -> Result:
         )
     good = [each.sound for each in found if each.sound]
     size = host.readable(sum(each.bytes for each in good))
-    summary = f"{len(good)} backups, {size}, in {config.backup_directory}"
+    summary = f"{counted(len(good), 'backup')}, {size}, in {config.backup_directory}"
     if len(good) < len(found):
         summary += f"; {len(found) - len(good)} that do not count"
     return Result("backups", summary, data={"backups": listed}, table=[*lines, ""] if found else [])

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from abathur_db import page
 from abathur_db.markup import BAD, GOOD, NOTHING, ago, document, e, lasted, size, state, table, when
+from abathur_db.result import counted
 
 Data = dict[str, Any]
 
@@ -23,10 +24,10 @@ def render(hosts: list[Data], now: str) -> str:
     sick = [each for each in hosts if not each.get("ok")]
     silent = [each for each in hosts if "unreachable" in each]
     if sick:
-        said = f"{len(sick)} of {len(hosts)} hosts need attention"
+        said = f"{len(sick)} of {counted(len(hosts), 'host')} in need of attention"
         said += f", {len(silent)} of them did not answer." if silent else "."
     else:
-        said = f"All {len(hosts)} hosts are healthy."
+        said = "All hosts are healthy."
     badge = state(BAD, "Needs attention") if sick else state(GOOD, "Healthy")
     heads = ("Host", "State", "Gathered", "Database", "Write-ahead log", "Free disk", "Newest backup", "Recovery")
     listed = table("Each name leads to the page of its host", heads, [_row(each, now) for each in hosts])

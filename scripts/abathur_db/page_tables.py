@@ -22,6 +22,7 @@ from abathur_db.markup import (
     table,
     when,
 )
+from abathur_db.result import counted
 
 Data = dict[str, Any]
 
@@ -178,7 +179,7 @@ def backups(data: Data) -> str:
         ]
         for each in good[:SHOWN]
     ]
-    intro = f"{len(good)} backups, {size(sum(each['bytes'] for each in good))}"
+    intro = f"{counted(len(good), 'backup')}, {size(sum(each['bytes'] for each in good))}"
     intro += f"; the newest {SHOWN} are shown, abathur-db backups lists all." if len(good) > SHOWN else "."
     heads = ("Backup", "Age", "Size", "Rows", "Made with", "Verified", "Drilled")
     content = table("The newest first", heads, rows) if rows else ""

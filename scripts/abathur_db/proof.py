@@ -12,7 +12,7 @@ from typing import Any
 from abathur_db import catalog, database, guarded, host, packing, resources, schema
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result, summarize
+from abathur_db.result import Check, Failure, Result, counted, summarize
 
 CATCH_UP_SECONDS = 3600
 """After a start the timers make up for what was missed, each after its own delay (15 min) and with its own
@@ -133,7 +133,7 @@ def drill(config: Config) -> Result:
         "restore",
         not fault,
         "the newest backup restores, passes its checks and answers queries",
-        fault or f"{newest.id}: {sum(newest.rows.values())} rows in {seconds:.1f} s",
+        fault or f"{newest.id}: {counted(sum(newest.rows.values()), 'row')} in {seconds:.1f} s",
         "make a new one and look at the older ones: abathur-db backup; abathur-db verify all",
     )
     # Only now: a backup that has just failed is not the newest verified one any more.

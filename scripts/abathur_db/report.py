@@ -23,7 +23,7 @@ from abathur_db import (
     status,
 )
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result
+from abathur_db.result import Exit, Failure, Result, counted
 
 PAGE = "report.html"
 DATA = "report.json"
@@ -172,7 +172,7 @@ def fleet(config: Config, directory: Path, hosts: list[str]) -> Result:  # noqa:
     target = directory / "fleet.html"
     write_page(target, fleet_page.render(ordered, runs.now()))
     sick = [each["name"] for each in ordered if not each.get("ok")]
-    said = f"{len(ordered)} hosts, {len(sick)} need attention{': ' if sick else ''}{', '.join(sick)}"
+    said = f"{counted(len(ordered), 'host')}, {len(sick)} in need of attention{': ' if sick else ''}{', '.join(sick)}"
     data = {"hosts": [each["name"] for each in ordered], "attention": sick}
     return Result("fleet", f"wrote {target}: {said}", changed=True, data=data)
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from abathur_db import catalog, database, host, packing, proof, schema
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result
+from abathur_db.result import Exit, Failure, Result, counted
 
 FRESH = "fresh"
 
@@ -124,7 +124,7 @@ def losses(config: Config, other: Path) -> dict[str, Any]:
         return {"tables": {}, "sentence": "no row is lost"}
     listing = ", ".join(f"{name} {counts['new']} new and {counts['changed']} changed" for name, counts in lost.items())
     total = sum(sum(counts.values()) for counts in lost.values())
-    return {"tables": lost, "sentence": f"{total} rows written since are not in it: {listing}"}
+    return {"tables": lost, "sentence": f"it lacks {counted(total, 'row')} written since: {listing}"}
 
 
 def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:

@@ -100,13 +100,18 @@ class Result:
         }
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 backup, 2 backups."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def summarize(command: str, checks: list[Check]) -> tuple[str, str]:
     """Return the sentence and the hint for a list of checks: the first failure names itself."""
     failed = [check for check in checks if not check.ok]
     if not failed:
         warnings = sum(check.warning for check in checks)
         also = f", {warnings} with a warning" if warnings else ""
-        return f"all {len(checks)} checks passed{also}", ""
+        return f"{'all ' if len(checks) > 1 else ''}{counted(len(checks), 'check')} passed{also}", ""
     first = failed[0]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     return (

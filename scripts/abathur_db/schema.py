@@ -166,7 +166,7 @@ def _refuse_to_bury(config: Config) -> None:
     there = len(catalog.backups(config)), len(catalog.kept_aside(config))
     if any(there):
         raise Failure(
-            f"{config.database} is missing, but {there[0]} backups and {there[1]} kept copies of it are here; "
+            f"{config.database} is missing, but its backups ({there[0]}) and kept copies ({there[1]}) are here; "
             "no empty one was made in its place",
             "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
         )
@@ -280,6 +280,10 @@ def _bring_up(config: Config) -> None:
             _apply(connection, migration)
 
 
+HOST_TROUBLE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
+"""What is no defect of a migration, and is told by whoever opened the database."""
+
+
 def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> None:
     """Run one migration whole, in one transaction that also sets user_version."""
     script = f"BEGIN IMMEDIATE;\n{migration.sql}\nPRAGMA user_version = {migration.number};\nCOMMIT;"
@@ -288,6 +292,8 @@ def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> No
     except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+        if error.sqlite_errorcode & 0xFF in HOST_TROUBLE:
+            raise
         raise Failure(
             f"migration {migration.name} failed: {error}; it was rolled back, the database is as before it",
             "report it with this message; the former release goes on working with the database",

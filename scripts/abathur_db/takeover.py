@@ -10,7 +10,7 @@ from typing import Any
 
 from abathur_db import catalog, guarded, host, packing, runs
 from abathur_db.config import LARGEST, Config
-from abathur_db.result import Failure, Result
+from abathur_db.result import Failure, Result, counted
 
 MODE = 0o750
 MOVING, FORMER = "moving", "former"
@@ -46,7 +46,7 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         kept.append(_free(directory, FORMER))
         each.rename(kept[-1])
     summary = f"{directory} belongs to {config.backup_owner}"
-    summary += f"; took {taken} backups over from {', '.join(map(str, kept))}, which stays" if kept else ""
+    summary += f"; took {counted(taken, 'backup')} over from {', '.join(map(str, kept))}, which stays" if kept else ""
     summary += f"; not taken: {'; '.join(left)}" if left else ""
     return Result("take-over", summary, changed=changed, data={"taken": taken, "left": left})
 
