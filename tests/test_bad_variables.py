@@ -113,7 +113,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     hosts = {name.replace(" ", "-").replace("/", "."): {**common, **case[0]} for name, case in CASES.items()}
     inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
-    inventory.write_text(json.dumps({"abathur": {"hosts": hosts}}))
+    # All of them in one batch, and none stops another.
+    fleet = {"abathur_fleet_batches": [], "abathur_fleet_maximum_failed_percent": 100}
+    inventory.write_text(json.dumps({"abathur": {"hosts": hosts, "vars": fleet}}))
     done = deploy(inventory)
     answers = dict.fromkeys(CASES, "")
     for name in CASES:
@@ -152,11 +154,43 @@ def test_no_task_changed_anything(said: dict[str, str]) -> None:
     assert len(re.findall(r"failed=1", said["recap"])) == len(CASES)
 
 
-def test_a_variable_on_the_command_line_is_checked_as_well(tmp_path: Path) -> None:
-    (tmp_path / "hosts.json").write_text(
-        json.dumps({"abathur": {"hosts": {"one": {"ansible_connection": "local", "ansible_become": False}}}})
-    )
-    told = deploy(tmp_path / "hosts.json", "-e", "abathur_db_minimum_free_mb=plenty")
+@pytest.fixture
+def one_host(tmp_path: Path) -> Path:
+    """Return an inventory of one host."""
+    host = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": {"one": host}}}))
+    return tmp_path / "hosts.json"
+
+
+BATCHES: dict[str, Case] = {
+    "a word": ({"abathur_fleet_batches": "many"}, 'abathur_fleet_batches is "many", which are not numbers'),
+    "no host at all": ({"abathur_fleet_batches": [0]}, "abathur_fleet_batches is [0], which are not"),
+    "a truth": ({"abathur_fleet_batches": [True]}, "abathur_fleet_batches is [true], which are not"),
+    "a share of a host": ({"abathur_fleet_batches": [1, 2.5]}, "abathur_fleet_batches is [1, 2.5], which are not"),
+    "a share without its number": ({"abathur_fleet_batches": [1, "%"]}, 'abathur_fleet_batches is [1, "%"], which'),
+    "a word as share": (
+        {"abathur_fleet_maximum_failed_percent": "few"},
+        "abathur_fleet_maximum_failed_percent' is of type str and we were unable to convert to int",
+    ),
+    "more than all": (
+        {"abathur_fleet_maximum_failed_percent": 101},
+        "abathur_fleet_maximum_failed_percent is 101, which is not between 0 and 100. Nothing was changed. Next: ",
+    ),
+    "less than none": ({"abathur_fleet_maximum_failed_percent": -1}, "percent is -1, which is not between 0 and 100"),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("playbook", ["deploy.yml", "rollback.yml"])
+def test_batches_that_are_none_stop_before_a_host_is_asked(one_host: Path, playbook: str, case: str) -> None:
+    variables, says = BATCHES[case]
+    told = deploy(one_host, "-e", json.dumps(variables), playbook=playbook)
+    assert says in told.replace('\\"', '"')
+    assert "TASK [abathur_db" not in told
+
+
+def test_a_variable_on_the_command_line_is_checked_as_well(one_host: Path) -> None:
+    told = deploy(one_host, "-e", "abathur_db_minimum_free_mb=plenty")
     assert "abathur_db_minimum_free_mb' is of type str and we were unable to convert to int" in told
     assert "changed=0" in told
 

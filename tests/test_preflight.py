@@ -51,6 +51,7 @@ def test_a_fresh_host_passes_and_hears_what_will_be_done(conf: Config) -> None:
     result = check(conf)
     assert failed(result) == {}
     assert result.data["init"]["data"]["kind"] == "create"
+    assert result.data["release"] is None
     assert result.data["notes"][-2].startswith("would create ")
     assert result.data["notes"][-1].startswith("would write app:abathur:agent_instructions/default_workflow")
     assert not conf.database.parent.exists()

@@ -260,7 +260,9 @@ def test_what_a_cut_deploy_kept_is_not_replaced_by_its_remains(conf: Config, etc
     install(conf, etc, "half", ["backup"])
     assert release.keep(conf, "").summary == "kept already, by a deploy that did not end"
     install(conf, etc, "two", ["backup", "drill"])
-    assert release.confirm(conf).summary == "a rollback returns to release one"
+    confirmed = release.confirm(conf)
+    assert confirmed.summary == "a rollback returns to release one"
+    assert confirmed.data == {"release": "two"}
     go_back(conf)
     assert state(conf, etc) == ONE
 

@@ -48,10 +48,11 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
         exists = data.get("init", {}).get("data", {}).get("kind") != "create"
         data["drift"] = drifted
         data["unfinished"] = releases.unfinished(config)
+        data["release"] = releases.current(config)
         stopped = [unit for unit in data["application_units"] if unit["stopped"]]
         todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"], stopped]
         data["current"] = bool(state) and not any(todo) and _healthy(config, data)
-        data["backup_needed"] = exists and (changes or (bool(release) and release != releases.current(config)))
+        data["backup_needed"] = exists and (changes or (bool(release) and release != data["release"]))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
     if data.get("current"):
         data["notes"].append(f"nothing has to be changed; {data['status']}; prove it all again: playbooks/validate.yml")

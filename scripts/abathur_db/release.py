@@ -131,13 +131,14 @@ def _timers() -> list[str]:
 def confirm(config: Config, dry_run: bool = False) -> Result:
     """End a deploy: what was kept becomes what a rollback returns to, unless the deploy changed nothing."""
     pending = record(_pending(config))
+    data = {"release": current(config)}
     if pending is None or dry_run:
-        return Result("confirm", "no release was kept by this deploy")
+        return Result("confirm", "no release was kept by this deploy", data=data)
     if pending["release"] == current(config) and _same(_pending(config)):
         shutil.rmtree(_pending(config))
-        return Result("confirm", "the deploy changed neither release nor units")
+        return Result("confirm", "the deploy changed neither release nor units", data=data)
     _promote(config)
-    return Result("confirm", f"a rollback returns to release {pending['release']}")
+    return Result("confirm", f"a rollback returns to release {pending['release']}", data=data)
 
 
 def _promote(config: Config) -> None:

@@ -1,0 +1,108 @@
+"""Ansible callback: one summary of all hosts at the end of a deploy or a rollback that went in batches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = r"""
+name: abathur_fleet
+type: aggregate
+short_description: Sums up what came of each host
+description:
+  - Says of each host what was done and at which release it is, or why it failed, or that it was not begun.
+  - A callback, because a task cannot tell of hosts that no task reached, and no play follows one that was stopped.
+  - What there is to sum up is told by set_stats, under abathur_fleet - which hosts by the run, what was done by each.
+options:
+  file:
+    description: Where the summary goes as JSON, but for one of check mode.
+    type: path
+    ini:
+      - {section: callback_abathur_fleet, key: file}
+"""
+
+NOT_BEGUN, FAILED = "not begun", "failed"
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """Return why a task failed: its message, of a list the first and the last line."""
+    found = result.get("msg") or "it gave no reason"
+    if isinstance(found, list):
+        lines = [sentence({"msg": each}) for each in found]
+        found = "; ".join(dict.fromkeys([lines[0], lines[-1]]))
+    return " ".join(str(found).split())
+
+
+class CallbackModule(CallbackBase):
+    """Remembers why hosts failed, and writes the summary."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "abathur_fleet"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        """Begin with no failure."""
+        super().__init__()
+        self.reasons: dict[str, str] = {}
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Remember the last failure of a host: after a rescue it is the one that says what was done about it."""
+        if not ignore_errors:
+            self.reasons[result.host.name] = sentence(result.result)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Remember that a host did not answer."""
+        self.reasons[result.host.name] = sentence(result.result)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Write the summary, the failed hosts last, where the eye is."""
+        run = stats.custom.get("_run", {}).get("abathur_fleet")
+        if run is None:
+            return
+        rows = [self._row(stats, name) for name in run["hosts"]]
+        self._show(sorted(rows, key=_order))
+        file = self.get_option("file")
+        if file and not context.CLIARGS["check"]:
+            Path(file).parent.mkdir(exist_ok=True)
+            Path(file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+    def _show(self, rows: list[dict[str, str]]) -> None:
+        """Print a line per host, and how many there are of each state."""
+        host, state = (max(len(row[column]) for row in rows) for column in ("host", "state"))
+        self._display.banner("FLEET")
+        for row in rows:
+            line = f"{row['host']:{host}}  {row['state']:{state}}  {row['reason'] or _release(row)}"
+            self._display.display(line.rstrip(), color=_color(row["state"]))
+        counts = Counter(row["state"] for row in rows)
+        self._display.display(f"{len(rows)} hosts: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+    def _row(self, stats: Any, name: str) -> dict[str, str]:
+        """Return what came of a host."""
+        counts = stats.summarize(name)
+        done = stats.custom.get(name, {}).get("abathur_fleet", {})
+        row = {"host": name, "state": NOT_BEGUN, "release": done.get("release") or "", "reason": ""}
+        if counts["failures"] or counts["unreachable"]:
+            row |= {"state": FAILED, "reason": self.reasons.get(name, "")}
+        elif done:
+            row["state"] = done["state"] if counts["changed"] else "unchanged"
+        if context.CLIARGS["check"] and row["state"] == done.get("state"):
+            row["state"] = f"would be {row['state']}"
+        return row
+
+
+def _release(row: dict[str, str]) -> str:
+    return f"release {row['release']}" if row["release"] else ""
+
+
+def _order(row: dict[str, str]) -> tuple[bool, bool]:
+    return row["state"] == FAILED, row["state"] == NOT_BEGUN
+
+
+def _color(state: str) -> str:
+    return {FAILED: "red", NOT_BEGUN: "yellow"}.get(state, "green")
