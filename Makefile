@@ -14,13 +14,14 @@ KILLS ?= 200
 CUTS ?= 20
 POINTS ?= 20
 LOAD ?= 600
+HOSTS ?= 20
 
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench lock docs screenshot clean packages-host packages-test packages-faults
+.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench fleet lock docs screenshot clean packages-host packages-test packages-faults
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -76,6 +77,9 @@ bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys agai
 	@.ci/packages sqlite3 zstd
 	@mkdir -p docs
 	$(SUDO) env "PATH=$(PATH)" $(VENV)/python benchmarks/bench.py --size $(SIZE) $(ARGS)
+
+fleet: venv packages-host ## measure deploys to a fleet of HOSTS=20 throwaway hosts against one of 10
+	$(SUDO) env "PATH=$(PATH)" $(VENV)/python benchmarks/bench.py --hosts $(HOSTS) $(ARGS)
 
 venv: .venv/lock ## install the pinned Python packages into .venv
 

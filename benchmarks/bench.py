@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import deploys  # noqa: E402 - after the path to scripts/
 import figures  # noqa: E402 - after the path to scripts/
+import fleet  # noqa: E402 - after the path to scripts/
 import jobs  # noqa: E402 - after the path to scripts/
 import load  # noqa: E402 - after the path to scripts/
 import rows  # noqa: E402 - after the path to scripts/
@@ -42,6 +43,9 @@ def measure(
     found: dict[str, list[figures.Figure]] = {}
     costs: dict[float, dict[str, float]] = {}
     home, source = folder / "home", options.source or folder / "source.db"
+    if options.hosts:
+        found["fleet"] = fleet.measure(options.hosts, folder, options.rounds, say)
+        return found, {}
     if "deploys" in options.parts:
         found["deploys"] = deploys.measure(folder, options.rounds, say)
     for size in [each for each in SCALES if each < options.size] if "scale" in options.parts else []:
@@ -66,10 +70,10 @@ def measure(
 def write(
     options: argparse.Namespace, found: dict[str, list[figures.Figure]], costs: dict[float, dict[str, float]]
 ) -> None:
-    """Keep the results of the parts that were measured, those of each size apart, with a chart of all."""
+    """Keep the results of the parts that were measured, those of each size or fleet apart, with a chart of all."""
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, SQLite {sqlite3.sqlite_version}"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    name = f"{options.size:g} GB"
+    name = f"{options.hosts} hosts" if options.hosts else f"{options.size:g} GB"
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     known = results.get(name, {"parts": {}, "seconds_by_gigabytes": {}})
     for part, measured in found.items():
@@ -80,7 +84,7 @@ def write(
     results[name] = known
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     chart = figures.chart(figures.rows(known), f"Abathur Ops at {name}, {machine}")
-    (ROOT / f"docs/bench-{options.size:g}gb.svg").write_text(chart)
+    (ROOT / "docs" / figures.file(name)).write_text(chart)
 
 
 def main() -> None:
@@ -88,6 +92,7 @@ def main() -> None:
     parts = ("deploys", "jobs", "queries", "scale")
     parser = argparse.ArgumentParser(description="Measures our jobs and deploys against their peers.")
     parser.add_argument("--size", type=float, default=1, help="of the database in GB, default: 1")
+    parser.add_argument("--hosts", type=int, default=0, help="measure deploys to a fleet of so many instead")
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement, default: 3")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="default: all")
     parser.add_argument("--alone", action="store_true", help="jobs without their peers, which take an hour at 10 GB")

@@ -96,6 +96,11 @@ def rows(known: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for part in known["parts"].values() for each in part["figures"]]
 
 
+def file(name: str) -> str:
+    """Return the name of the chart of what was measured at a size or at a number of hosts."""
+    return f"bench-{name.replace(' ', '').lower()}.svg"
+
+
 def chart(found: list[dict[str, Any]], title: str) -> str:
     """Return an SVG bar chart: each figure with a goal as its share of that goal; up to 1 it is reached."""
     style = CleanStyle(font_family="sans-serif", colors=("#2a6f97", "#c1121f"), background="white")

@@ -48,7 +48,7 @@ def commands() -> str:
 
 
 def measured() -> str:
-    """Return the figures of `make bench`, a table per size of the database, and what the work costs at each size."""
+    """Return the figures of `make bench`, a table per size of database or fleet, and what the work costs by size."""
     results = json.loads((ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))
     parts = []
     for size, found in results.items():
@@ -56,7 +56,7 @@ def measured() -> str:
         last = max(found["parts"].values(), key=lambda part: part["time"])
         parts.append(f"**{size}**, {last['machine']}, {last['time'][:10]}; rounds: {', '.join(taken)}.")
         parts.append(figures.table(figures.rows(found)))
-        parts.append(f"![each figure as a share of its goal](docs/bench-{size.replace(' GB', 'gb')}.svg)")
+        parts.append(f"![each figure as a share of its goal](docs/{figures.file(size)})")
     return "\n\n".join([*parts, _costs(results)])
 
 

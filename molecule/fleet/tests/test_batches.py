@@ -124,4 +124,3 @@ def test_a_fleet_is_rolled_back_in_batches_as_well(playbook: Any, sick: Any) -> 
     checked = playbook("deploy.yml", "--check")
     assert checked.returncode == 0, checked.stdout
     same(checked.stdout, "would be deployed")
-    assert playbook("deploy.yml").returncode == 0
