@@ -110,6 +110,8 @@ lock: venv ## pin the newest versions that requirements.in allows
 	  --upgrade requirements.in -o requirements.txt
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
 	  --upgrade benchmarks/requirements.in -o benchmarks/requirements.txt
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
+	  --constraints requirements.txt --upgrade roles/abathur_pull/files/requirements.in -o roles/abathur_pull/files/requirements.txt
 
 docs: venv ## write the README's generated tables anew
 	@$(VENV)/python scripts/docs.py
