@@ -56,6 +56,17 @@ def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monke
     assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
 
 
+def test_a_unit_that_has_another_name_than_a_job_s_is_named_as_it_is(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "2")
+    monkeypatch.setenv("MONITOR_UNIT", "abathur-pull.service")
+    result = alerts.alert(conf, "pull")
+    assert result.summary == "job pull failed: ended with exit-code 2"
+    assert result.hint == "see why: journalctl -u abathur-pull -n 50"
+
+
 @pytest.mark.parametrize(
     ("journal", "summary", "hint"),
     [

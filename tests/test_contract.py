@@ -127,6 +127,14 @@ def test_no_two_jobs_begin_at_one_moment() -> None:
     assert len({job["calendar"] for job in jobs.values()}) == len(jobs)
 
 
+def test_a_host_in_pull_mode_has_the_controller_s_versions() -> None:
+    controller, host = (
+        set(re.findall(r"^\S+==\S+", (ROOT / each).read_text(), re.MULTILINE))
+        for each in ("requirements.txt", "roles/abathur_pull/files/requirements.txt")
+    )
+    assert host - controller == set()
+
+
 def test_the_generated_parts_of_the_readme_are_up_to_date() -> None:
     text = docs.README.read_text()
     assert docs.render(text) == text, "run: make docs"

@@ -43,17 +43,18 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     last = runs.known(config, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
+    unit = os.environ.get("MONITOR_UNIT", f"abathur-db@{job}").removesuffix(".service")
     journal = host.journal(job, invocation, JOURNAL_LINES)
     own_words = last is not None and not last["ok"] and last["invocation"] == invocation
     if last is not None and (own_words or (not outcome and not last["ok"])):
         sentence, hint = f"failed: {last['summary']}", last["hint"]
     elif outcome in ("", "success"):
-        sentence, hint = "did not fail; this alert was started by hand", f"journalctl -u abathur-db@{job} -n 50"
+        sentence, hint = "did not fail; this alert was started by hand", f"journalctl -u {unit} -n 50"
     elif outcome == "exit-code" and (said := _last_words(journal, job)):
         sentence, hint = f"failed: {said[0]}", said[1]
     else:
         sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
-        hint = f"see why: journalctl -u abathur-db@{job} -n 50"
+        hint = f"see why: journalctl -u {unit} -n 50"
     return {
         "job": job,
         "result": outcome,
