@@ -60,7 +60,7 @@ lint: venv ## check style and types of Python, YAML, roles and shell
 	mypy
 	yamllint --strict .
 	ansible-lint
-	shellcheck .ci/run .ci/packages .ci/venv molecule/monitoring/sendmail molecule/monitoring/page-me
+	shellcheck .ci/run .ci/packages .ci/venv docs/to-postgresql.sh molecule/monitoring/sendmail molecule/monitoring/page-me
 
 unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests
