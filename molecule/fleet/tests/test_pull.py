@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,51 +98,56 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterat
         host.check_output("systemctl disable --now abathur-pull.timer")
 
 
-def pulled(host: Any) -> bool:
-    """Let a host pull now; return whether that went well."""
-    return bool(host.run("systemctl start abathur-pull").rc == 0)
+def pulled() -> list[bool]:
+    """Let the hosts pull now, both at a time; return of each whether that went well."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda host: host.run("systemctl start abathur-pull").rc == 0, hosts()))
 
 
-def limit(host: Any) -> str:
-    """Return what tells the commits of these tests apart, a limit in the host's configuration."""
-    return str(host.check_output("sed -n 's/^wal_limit_mb = //p' /etc/abathur-db.toml"))
+def limits() -> list[str]:
+    """Return what tells the commits of these tests apart, a limit in the configuration of each host."""
+    return [host.check_output("sed -n 's/^wal_limit_mb = //p' /etc/abathur-db.toml") for host in hosts()]
 
 
-def alerts(host: Any) -> str:
-    """Return what was told of pulls that failed."""
-    return str(host.check_output("journalctl --no-pager -o cat -p err -u abathur-db-alert@pull"))
+def releases() -> list[str]:
+    """Return the release that each host runs."""
+    return [host.check_output("readlink /opt/abathur-db/current") for host in hosts()]
+
+
+def journals(unit: str, *arguments: str) -> list[str]:
+    """Return what a unit said on each host."""
+    return [host.check_output(f"journalctl --no-pager -o cat {' '.join(arguments)} -u {unit}") for host in hosts()]
 
 
 def test_a_host_deploys_itself_from_the_repository_by_its_timer(repository: Repository) -> None:
     repository.commit(abathur_db_wal_limit_mb=91)
-    for host in hosts():
+    assert pulled() == [True, True], journals("abathur-pull")
+    assert limits() == ["91", "91"]
+    for host, said in zip(hosts(), journals("abathur-pull"), strict=True):
         assert "abathur-pull.timer" in host.check_output("systemctl list-timers abathur-pull.timer")
-        assert pulled(host), host.check_output("journalctl --no-pager -o cat -u abathur-pull")
-        assert limit(host) == "91"
         assert host.run("abathur-db status").rc == 0
-        said = host.check_output("journalctl --no-pager -o cat -u abathur-pull")
         assert re.search(r"fleet-\d-debian\d+ +deployed +release ", said)
 
 
 def test_a_pull_repairs_what_differs_and_says_when_nothing_does(repository: Repository) -> None:  # noqa: ARG001
     for host in hosts():
         host.check_output("systemctl disable --now abathur-db@vacuum.timer")
-        assert pulled(host)
-        assert host.service("abathur-db@vacuum.timer").is_enabled
-        assert pulled(host)
-        assert "1 hosts: 1 unchanged" in host.check_output("journalctl --no-pager -o cat -n 20 -u abathur-pull")
+    assert pulled() == [True, True]
+    assert all(host.service("abathur-db@vacuum.timer").is_enabled for host in hosts())
+    assert pulled() == [True, True]
+    assert ["1 hosts: 1 unchanged" in said for said in journals("abathur-pull", "-n 20")] == [True, True]
 
 
 def test_a_bad_commit_leaves_the_host_as_it_was_and_is_an_alert(repository: Repository) -> None:
+    before = releases()
     repository.commit(abathur_db_wal_limit_mb=92, abathur_db_validation_p99_ms=0)
-    for host in hosts():
-        release = host.check_output("readlink /opt/abathur-db/current")
-        assert not pulled(host)
-        assert limit(host) == "91"
-        assert host.check_output("readlink /opt/abathur-db/current") == release
-        assert host.run("abathur-db status").rc == 0
-        assert "job pull failed: ended with exit-code 2" in alerts(host)
-        assert "hint: see why: journalctl -u abathur-pull -n 50" in alerts(host)
+    assert pulled() == [False, False]
+    assert limits() == ["91", "91"]
+    assert releases() == before
+    assert all(host.run("abathur-db status").rc == 0 for host in hosts())
+    for told in journals("abathur-db-alert@pull", "-p err"):
+        assert "job pull failed: ended with exit-code 2" in told
+        assert "hint: see why: journalctl -u abathur-pull -n 50" in told
 
 
 def test_a_commit_that_is_no_playbook_leaves_the_host_as_it_was(repository: Repository) -> None:
@@ -149,9 +155,8 @@ def test_a_commit_that_is_no_playbook_leaves_the_host_as_it_was(repository: Repo
     (repository.home / "playbooks/deploy.yml").write_text("- hosts: [")
     repository.commit(abathur_db_wal_limit_mb=93)
     (repository.home / "playbooks/deploy.yml").write_text(sound)
-    for host in hosts():
-        assert not pulled(host)
-        assert limit(host) == "91"
+    assert pulled() == [False, False]
+    assert limits() == ["91", "91"]
 
 
 def test_with_signatures_only_a_signed_commit_is_deployed(repository: Repository) -> None:
@@ -161,8 +166,8 @@ def test_with_signatures_only_a_signed_commit_is_deployed(repository: Repository
         host.check_output("git config --global gpg.format ssh")
         host.check_output("git config --global gpg.ssh.allowedSignersFile /root/signers")
     repository.commit(signed=True, abathur_db_wal_limit_mb=94, abathur_pull_verify_commit=True)
-    assert [(pulled(host), limit(host)) for host in hosts()] == [(True, "94")] * 2
+    assert (pulled(), limits()) == ([True, True], ["94", "94"])
     repository.commit(abathur_db_wal_limit_mb=95, abathur_pull_verify_commit=True)
-    assert [(pulled(host), limit(host)) for host in hosts()] == [(False, "94")] * 2
+    assert (pulled(), limits()) == ([False, False], ["94", "94"])
     repository.commit(signed=True, abathur_db_wal_limit_mb=96, abathur_pull_verify_commit=True)
-    assert [(pulled(host), limit(host)) for host in hosts()] == [(True, "96")] * 2
+    assert (pulled(), limits()) == ([True, True], ["96", "96"])
