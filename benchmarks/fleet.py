@@ -40,12 +40,13 @@ def booted(names: list[str]) -> Iterator[None]:
     before = WATCHES.read_text()
     WATCHES.write_text(str(max(int(before), WATCHES_PER_HOST * len(names))))
     try:
-        booting = [subprocess.Popen([*TESTHOST, "create", *names[part::AT_A_TIME]]) for part in range(AT_A_TIME)]
+        parts = [names[part::AT_A_TIME] for part in range(AT_A_TIME)]
+        booting = [subprocess.Popen([*TESTHOST, "create", *part], stdout=subprocess.DEVNULL) for part in parts if part]
         if any([each.wait() for each in booting]):  # noqa: C419 - waits for all of them
             sys.exit("bench: not all hosts came up, see above")
         yield
     finally:
-        subprocess.run([*TESTHOST, "destroy", *names], check=True)
+        subprocess.run([*TESTHOST, "destroy", *names], check=True, stdout=subprocess.DEVNULL)
         WATCHES.write_text(before)
 
 
