@@ -189,6 +189,12 @@ def test_batches_that_are_none_stop_before_a_host_is_asked(one_host: Path, playb
     assert "TASK [abathur_db" not in told
 
 
+def test_a_host_is_not_told_to_pull_from_nowhere(one_host: Path) -> None:
+    told = deploy(one_host, playbook="playbooks/pull.yml")
+    assert "abathur_pull_repository is empty, so a host would have nothing to deploy itself from. Nothing was" in told
+    assert "TASK [abathur_pull : Install" not in told
+
+
 def test_a_variable_on_the_command_line_is_checked_as_well(one_host: Path) -> None:
     told = deploy(one_host, "-e", "abathur_db_minimum_free_mb=plenty")
     assert "abathur_db_minimum_free_mb' is of type str and we were unable to convert to int" in told
