@@ -107,7 +107,8 @@ class Host:
         """Put the writers on the host, as a unit that is not started yet."""
         self.write("/opt/writers.py", WRITERS.read_text())
         self.write("/etc/systemd/system/abathur.service", SERVICE)
-        self.good(f"install -d -o abathur -g abathur {LEDGER} && systemctl daemon-reload")
+        # Flushed, or after a power cut there is an empty program.
+        self.good(f"install -d -o abathur -g abathur {LEDGER} && systemctl daemon-reload && sync")
 
 
 @contextmanager
