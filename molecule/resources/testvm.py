@@ -147,6 +147,7 @@ def _ended(name: str) -> None:
         if time.monotonic() > deadline:
             testhost.die(f"{name} does not end", f"end it: kill {_known(name)['pid']}")
         time.sleep(0.1)
-    # Collected, when it is this process's child.
+    # Its main thread is gone; others may hold the lock of its disk for a moment. Its parent, mostly this process,
+    # can wait for all.
     with suppress(ChildProcessError):
-        os.waitpid(_known(name)["pid"], os.WNOHANG)
+        os.waitpid(_known(name)["pid"], 0)
