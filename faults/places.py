@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FILLER = "filler"
@@ -54,8 +54,11 @@ def free(directory: Path) -> int:
 def fill(directory: Path, left: int) -> None:
     """Fill a small file system up to `left` bytes."""
     with (directory / FILLER).open("wb") as stream:
-        if (size := free(directory) - left) > 0:
-            os.posix_fallocate(stream.fileno(), 0, size)
+        while (size := free(directory) - left) > 0:
+            # Whoever works there meanwhile may have taken of what was free; then nothing is allocated.
+            with suppress(OSError):
+                os.posix_fallocate(stream.fileno(), 0, size)
+                return
 
 
 @contextmanager

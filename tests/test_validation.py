@@ -207,7 +207,7 @@ def test_a_load_that_is_too_slow_fails_by_query_and_number(conf: Config, monkeyp
 def test_one_error_under_load_fails_at_once(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = latency.Load(2, errors=["OperationalError: database is locked"])
     monkeypatch.setattr(latency, "measure", lambda *_: bad)
-    assert failed(conf)["latency_2_sessions"].measured == "1 errors, first: OperationalError: database is locked"
+    assert failed(conf)["latency_2_sessions"].measured == "1 error, first: OperationalError: database is locked"
 
 
 def test_a_load_that_measured_nothing_fails(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abathur_db import resources
+from abathur_db import host, resources
 from abathur_db.result import Failure
 
 THINK_SECONDS = (0.02, 0.08)
@@ -94,7 +94,9 @@ def measure(
                     else:
                         await _read(connection, chance, parameters, load)
         except sqlite3.Error as error:
-            load.errors.append(f"{type(error).__name__}: {error}")
+            # Now: a moment later the disk may have space again.
+            why = host.condition(path.parent)
+            load.errors.append(f"{type(error).__name__}: {error}" + (f"; {why}" if why else ""))
 
     async def everybody() -> None:
         await asyncio.gather(*(session(number) for number in range(sessions)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from abathur_db import database, latency, resources
 from abathur_db.config import Config
-from abathur_db.result import Check
+from abathur_db.result import Check, counted
 
 ROUNDS = 3
 """Times a load is measured before it counts as too slow: a neighbour's burst is not the database's."""
@@ -157,13 +157,14 @@ def _load(
         for query in resources.queries()
         if load.milliseconds[query.name]
     ]
-    fault = f"{len(load.errors)} errors, first: {load.errors[0]}" if load.errors else "; ".join(slow)
+    fault = f"{counted(len(load.errors), 'error')}, first: {load.errors[0]}" if load.errors else "; ".join(slow)
+    quiet = "run it again on a quiet host: abathur-db validate; then refresh statistics: abathur-db analyze"
     check = Check(
         f"latency_{sessions}_sessions",
         not fault and bool(rows),
         f"no error, p50 within each query's budget, p99 under {config.validation_p99_ms} ms",
         fault or (f"worst p99 {load.p99:.1f} ms" if rows else "nothing measured"),
-        "run it again on a quiet host: abathur-db validate; then refresh statistics: abathur-db analyze",
+        "see what is wrong with the host, then run it again: abathur-db doctor" if load.errors else quiet,
     )
     return check, rows
 
