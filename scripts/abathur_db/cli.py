@@ -172,6 +172,13 @@ COMMANDS = {
     "metrics": Command(
         "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True
     ),
+    "replicate": Command(
+        "replication:replicate", "send every change to the replica until stopped; systemd calls it", recorded=True
+    ),
+    # Not the common lock: a change has to arrive while a backup runs as well.
+    "replication": Command(
+        "replication:replication", "prove that the last change has arrived at the replica", recorded=True
+    ),
     "keep": Command(
         "release:keep",
         "keep the release that runs, for a rollback; the deploy calls it",
@@ -213,6 +220,7 @@ COMMANDS = {
             ("--release", {"default": "", "help": "the release that will be installed"}),
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
             ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
+            ("--machine", {"default": "", "help": "the processor that Litestream is built for"}),
         ),
     ),
     "alert": Command(

@@ -20,7 +20,7 @@ from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
 
 
-def preflight(config: Config, release: str, state: str, schedule: str = "") -> Result:
+def preflight(config: Config, release: str, state: str, schedule: str = "", machine: str = "") -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
 
     `release`: the name of the release that the deploy will install, empty when there is none.
@@ -28,6 +28,7 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     with `current`: whether a deploy has nothing to do at all, none was cut, the last validation was good, and
     the status is good now.
     `schedule`: calendars and time spans of the jobs as JSON, by kind and name, empty when there are none to check.
+    `machine`: the processor that Litestream is built for, as `uname -m` names it, empty without replication.
     """
     resources.preload()
     drifted = drift.compare(_parsed("--state", state)) if state else {}
@@ -37,6 +38,7 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     checks += (
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
     )
+    checks += [_machine(machine)] if machine else []
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
         "application_units": [_unit(config, name) for name in config.application_units],
@@ -59,6 +61,18 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)
     return Result("preflight", summary, checks=checks, data=data, hint=hint)
+
+
+def _machine(wanted: str) -> Check:
+    """Check that the host has the processor that the controller's Litestream is built for."""
+    found = os.uname().machine
+    return Check(
+        "replication_machine",
+        found == wanted,
+        f"{wanted}, which the controller's Litestream is built for",
+        found,
+        f"deploy it from a controller with the same processor ({found}), or set abathur_replication_enabled: false",
+    )
 
 
 def _parsed(option: str, text: str) -> dict[str, Any]:

