@@ -18,7 +18,7 @@ from typing import Any
 
 import litestream
 import pytest
-from abathur_db import host, replica, replication, runs, schema, status
+from abathur_db import backup, database, host, maintenance, replica, replication, restore, runs, schema, status
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 from databases import rows, run, value
@@ -295,6 +295,30 @@ def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: C
     run(large, "PRAGMA page_size = 65536; CREATE TABLE t (x)")
     made = replica.configuration(replace(conf, database=large), found(conf), 1)
     assert made["dbs"][0]["truncate-page-n"] == 50_000_000 // 65536
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_restore_names_replication_when_that_has_the_database_open_and_says_to_start_it_again(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch):
+        replication.replication(conf)
+        backup.backup(conf)
+        with pytest.raises(Failure, match=r"is open in litestream") as refused:
+            restore.restore(conf, "latest")
+    assert "systemctl stop abathur-db-replicate.service)" in refused.value.hint
+    result = restore.restore(conf, "latest")
+    assert result.data["lost"] == {}
+    assert result.hint == "systemctl start abathur-db-replicate.service, which begins the next lineage"
+
+
+@pytest.mark.usefixtures("configure")
+def test_the_log_of_a_replicated_database_is_left_to_litestream(conf: Config) -> None:
+    with database.opened(conf.database, 0):
+        rows(conf.database, 5)
+        summary = maintenance.checkpoint(replace(conf, wal_limit_mb=0)).summary
+    assert summary.startswith("skipped: the write-ahead log has ")
+    assert summary.endswith(", Litestream keeps it small itself")
 
 
 @pytest.mark.parametrize(

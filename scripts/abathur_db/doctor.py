@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from abathur_db import ailments, catalog, database, host, processes, requirements, runs, status
+from abathur_db import ailments, catalog, database, host, processes, replica, requirements, runs, status
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -82,7 +82,7 @@ def _database(config: Config) -> list[Check]:
         # Everything else would be said of a file that the application does not use.
         names = ", ".join(map(host.process_name, gone))
         said = f"{names} still uses a deleted {config.database.name}: what it writes is lost"
-        repair = processes.repair(gone[0], config.application_units)
+        repair = processes.repair(gone[0], _units(config))
         return [Check("deleted_file", False, "everybody uses the file that is there", said, repair)]
     # Before anything is opened: the last connection to close writes the log back and deletes it.
     log = _wal(config)
@@ -117,9 +117,14 @@ def _locked(config: Config, locked: bool) -> Check:
     seconds = f"{config.busy_timeout_ms / 1000:g} s"
     holders = processes.writers(config.database) if locked else []
     names = ", ".join(map(host.process_name, holders)) or "a process that is gone by now or cannot be seen from here"
-    repair = processes.repair(holders[0], config.application_units) if holders else f"fuser -v {config.database}"
+    repair = processes.repair(holders[0], _units(config)) if holders else f"fuser -v {config.database}"
     measured = f"the database was locked for {seconds} by {names}" if locked else "the write lock is to be had"
     return Check("locked", not locked, f"a writer waits less than {seconds}", measured, repair)
+
+
+def _units(config: Config) -> list[str]:
+    """Return the units whose processes may have the database open for long."""
+    return [*config.application_units, replica.UNIT]
 
 
 def _wal(config: Config) -> Check:
@@ -131,7 +136,7 @@ def _wal(config: Config) -> Check:
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
     checkpoint = ailments.command(config, "checkpoint")
-    repair = processes.repair(behind[0].pid, config.application_units) if behind else checkpoint
+    repair = processes.repair(behind[0].pid, _units(config)) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
     elif not good:

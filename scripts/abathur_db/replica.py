@@ -23,6 +23,10 @@ from abathur_db.result import Exit, Failure
 SETTINGS = Path("/etc/abathur-db-replication.yml")
 """Written by the role abathur_replication, absent without replication. It holds no secret."""
 
+UNIT = "abathur-db-replicate.service"
+PROGRAMS = "litestream-*"
+"""Litestream by its versions, in the install directory."""
+
 CREDENTIAL = "replica"
 """The secret of the store, lent by systemd: an AWS shared credentials file, or for SFTP a private key."""
 

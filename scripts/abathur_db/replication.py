@@ -12,9 +12,9 @@ from typing import Any
 
 from abathur_db import database, host, replica, runs
 from abathur_db.config import Config
+from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
 
-UNIT = "abathur-db-replicate.service"
 LOG = f"see why: journalctl -u {UNIT.removesuffix('.service')} -n 50"
 
 FIRST_COPY_SECONDS = 900

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, schema
+from abathur_db import catalog, database, host, packing, proof, replica, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
 FRESH = "fresh"
 
-OWN_TABLES = ("metrics",)
-"""What the bundle alone writes, every 5 minutes: these rows are no reason to refuse a way back."""
+OWN_TABLES = ("metrics", "_litestream_seq", "_litestream_lock")
+"""What the bundle alone writes, every 5 minutes or as it replicates: these rows are no reason to refuse a way back."""
 
 DATABASE_LOCKS = (0x40000000, 512)
 """First byte and number of the PENDING, RESERVED and SHARED locks of a database file (PENDING_BYTE, os.h)."""
@@ -57,12 +57,13 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
             data["kept"] = _swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
     behind = schema.plan(config).steps
+    hint = f"systemctl start {replica.UNIT}, which begins the next lineage" if replica.settings(config) else ""
     return Result(
         "restore",
         f"restored {name}; {lost['sentence']}{kept}",
         changed=True,
         data=data,
-        hint="bring it to this release's schema: abathur-db init" if behind else "",
+        hint="bring it to this release's schema: abathur-db init" if behind else hint,
     )
 
 
@@ -176,9 +177,11 @@ def _lock(path: Path, descriptor: int, start: int, length: int) -> None:
 
 
 def _open_elsewhere(path: Path, holders: list[str]) -> Failure:
+    units = ["abathur.service"] if not all(each.startswith("litestream") for each in holders) else []
+    units += [replica.UNIT] if any(each.startswith("litestream") for each in holders) else []
     return Failure(
         f"{path} is open in {', '.join(holders)}; nothing was changed",
-        "stop what uses it (systemctl stop abathur.service), then run this again",
+        f"stop what uses it (systemctl stop {' '.join(units)}), then run this again",
         Exit.BUSY,
     )
 
