@@ -18,10 +18,26 @@ from typing import Any
 
 import litestream
 import pytest
-from abathur_db import backup, database, host, maintenance, replica, replication, restore, runs, schema, status
+from abathur_db import (
+    backup,
+    database,
+    doctor,
+    host,
+    maintenance,
+    metrics,
+    page,
+    replica,
+    replication,
+    report,
+    restore,
+    runs,
+    schema,
+    status,
+)
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 from databases import rows, run, value
+from test_report import words
 
 Configure = Callable[..., None]
 
@@ -297,6 +313,55 @@ def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: C
     assert made["dbs"][0]["truncate-page-n"] == 50_000_000 // 65536
 
 
+def proven(conf: Config, **others: Any) -> None:
+    """Record a run of the job."""
+    data = {"lineage": 3, "lag_seconds": 0.25, "arrived": "2026-11-24T02:00:00+00:00", "unsent_bytes": 512}
+    recorded(conf, Result("replication", "proven", data={**data, **others}))
+
+
+@pytest.mark.usefixtures("configure")
+def test_the_collector_and_the_page_show_how_far_the_replica_is_behind(conf: Config) -> None:
+    def samples() -> dict[str, float]:
+        found = metrics.collect(conf).data["samples"]
+        return {each["name"]: each["value"] for each in found if each["name"].startswith("replication_")}
+
+    limit = {"replication_maximum_lag_seconds": 30}
+    never = {"replication_arrived_timestamp_seconds": 0, "replication_lineage": 0, "replication_unsent_bytes": 0}
+    assert samples() == {**limit, **never}
+    assert "Replica not known lineage 0000" in words(page.render(report.gather(conf)))
+    proven(conf)
+    known = {"replication_arrived_timestamp_seconds": 1795485600, "replication_lineage": 3}
+    assert samples() == {
+        **limit,
+        **known,
+        "replication_unsent_bytes": 512,
+        "replication_lag_seconds": 0.25,
+    }
+    told = words(page.render(report.gather(conf)))
+    assert "Replica 0.2 s behind lineage 0003" in told
+    assert "Replica behind, at its most 0.2 s" in told
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"lineage": "<b>"},
+        {"unsent_bytes": None},
+        {"arrived": None},
+        {"arrived": "soon"},
+        {"arrived": 5},
+        {"lag_seconds": "long"},
+        {"lag_seconds": None},
+    ],
+)
+def test_a_record_that_is_none_of_this_job_counts_as_no_run(conf: Config, forged: dict[str, Any]) -> None:
+    proven(conf)
+    assert (replication.state(conf) or {})["lineage"] == 3
+    proven(conf, **forged)
+    assert replication.state(conf) == {**replication.NOTHING, "url": found(conf).url}
+
+
 @pytest.mark.usefixtures("configure")
 def test_a_restore_names_replication_when_that_has_the_database_open_and_says_to_start_it_again(
     conf: Config, monkeypatch: pytest.MonkeyPatch
@@ -346,6 +411,7 @@ def test_status_says_when_the_service_does_not_run(conf: Config, monkeypatch: py
     check = next(each for each in status.status(conf).checks if each.id == "replication")
     assert not check.ok
     assert check.measured == "abathur-db-replicate.service is failed"
+    assert {"id": check.id, "wrong": check.measured, "repair": check.hint} in doctor.doctor(conf).data["findings"]
     assert "nothing is known to have arrived" in replication.line(status.status(conf).data["replication"])
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from abathur_db import ailments, catalog, database, host, processes, replica, requirements, runs, status
+from abathur_db import ailments, catalog, database, host, processes, replica, replication, requirements, runs, status
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -37,7 +37,8 @@ def doctor(config: Config) -> Result:
     checks = _files(config)
     if all(check.ok for check in checks):
         checks += _database(config)
-    checks += [*_disks(config), *_jobs(config), *_backups(config), *_application(config), _sqlite()]
+    checks += [*_disks(config), *_jobs(config), *_backups(config), *_application(config)]
+    checks += [*replication.check(config), _sqlite()]
     wrong = [check for check in checks if not check.ok]
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
     if not wrong:

@@ -23,6 +23,9 @@ FIRST_COPY_SECONDS = 900
 RECENT_SECONDS = 120
 """Age up to which a failed start is the one that matters: systemd tries again every 10 s."""
 
+NOTHING: dict[str, Any] = {"lineage": 0, "lag_seconds": None, "arrived": None, "unsent_bytes": 0}
+"""What is known before the first run of the job."""
+
 
 def replicate(config: Config) -> Result:
     """Become Litestream, which sends every change to the database's lineage until it is stopped; systemd calls this.
@@ -146,12 +149,29 @@ def _unsent(config: Config) -> int:
 
 
 def state(config: Config) -> dict[str, Any] | None:
-    """Return what is known of the replication: the data of the last run of the job; None where there is none."""
+    """Return what the last run of the job found: `lineage`, `url`, `lag_seconds`, `arrived`, `unsent_bytes`.
+
+    None where nothing is replicated. What is no such record, which the database's owner could write, is as if the job
+    had not run.
+    """
     found = replica.settings(config)
     if found is None:
         return None
     last = runs.known(config, "last", "replication")
-    return {"lineage": 0, "lag_seconds": None, "arrived": None, **(last["data"] if last else {}), "url": found.url}
+    known = {**NOTHING, **({name: last["data"].get(name) for name in NOTHING} if last else {})}
+    return {**(known if _sound(known) else NOTHING), "url": found.url}
+
+
+def _sound(known: dict[str, Any]) -> bool:
+    if type(known["lineage"]) is not int or type(known["unsent_bytes"]) is not int:
+        return False
+    if known["arrived"] is None:
+        return known["lag_seconds"] is None
+    try:
+        datetime.fromisoformat(known["arrived"]).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return type(known["lag_seconds"]) in (int, float)
 
 
 def check(config: Config) -> list[Check]:
@@ -159,9 +179,7 @@ def check(config: Config) -> list[Check]:
     if replica.settings(config) is None:
         return []
     active = host.unit_properties(UNIT, "ActiveState").get("ActiveState", "unknown")
-    return [
-        Check("replication", active == "active", "active", f"{UNIT} is {active}", f"systemctl restart {UNIT}; {LOG}")
-    ]
+    return [Check("replication", active == "active", "active", f"{UNIT} is {active}", f"systemctl restart {UNIT}")]
 
 
 def line(known: dict[str, Any]) -> str:
