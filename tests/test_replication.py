@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from abathur_db import (
     backup,
     database,
     doctor,
+    drill,
     host,
     maintenance,
     metrics,
@@ -36,7 +38,7 @@ from abathur_db import (
 )
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
-from databases import rows, run, value
+from databases import host_directory, rows, run, value
 from test_report import words
 
 Configure = Callable[..., None]
@@ -311,6 +313,151 @@ def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: C
     run(large, "PRAGMA page_size = 65536; CREATE TABLE t (x)")
     made = replica.configuration(replace(conf, database=large), found(conf), 1)
     assert made["dbs"][0]["truncate-page-n"] == 50_000_000 // 65536
+
+
+def now() -> str:
+    """Return a second that begins after what was sent until now, and ends before what comes."""
+    time.sleep(1.1)
+    said = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    time.sleep(1.1)
+    return said
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_moment_is_restored_from_the_nearest_of_backup_and_replica(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count() -> Any:
+        return value(conf.database, "SELECT count(*) FROM memory_entries")
+
+    with service(conf, monkeypatch):
+        rows(conf.database, 1, "user:1")
+        replication.replication(conf)
+        # Its first snapshot is what a lineage begins with.
+        while not any(each["level"] == 9 for each in replica.changes(conf, found(conf), 1)):
+            time.sleep(0.1)
+        before = now()
+        rows(conf.database, 2, "user:2")
+        replication.replication(conf)
+        after = now()
+        identity = backup.backup(conf).data["id"]
+        backed = now()
+        rows(conf.database, 4, "user:3")
+        replication.replication(conf)
+        last = now()
+    with pytest.raises(Failure, match="there is no backup 2020-01-01 in"):
+        restore.restore(conf, "2020-01-01")
+    would = restore.restore(conf, before, dry_run=True)
+    assert would.summary.startswith("would restore the replica of ")
+    assert would.summary.endswith("6 rows written since are not in it: memory_entries 6 new and 0 changed")
+    first = restore.restore(conf, before)
+    assert first.data["source"].endswith("Z, lineage 0001")
+    assert (count(), first.data["created"] <= before.replace("Z", "+00:00")) == (1, True)
+    assert restore.restore(conf, after).data["source"].startswith("the replica of ")
+    assert count() == 3
+    assert restore.restore(conf, backed).data["source"] == f"backup {identity}"
+    assert count() == 3
+    assert restore.restore(conf, last).data["source"].startswith("the replica of ")
+    assert count() == 7
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).data["lineage"] == 2
+    # Also from a lineage that is not the newest.
+    assert restore.restore(conf, before).data["source"].endswith("Z, lineage 0001")
+    assert count() == 1
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_replica_that_cannot_be_read_is_said_beside_the_backup_to_take_instead(
+    conf: Config, configure: Configure
+) -> None:
+    configure(litestream="/nonexistent")
+    with pytest.raises(Failure, match="/nonexistent cannot be run") as refused:
+        restore.restore(conf, "2030-01-01")
+    assert refused.value.hint == "deploy again"
+    identity = backup.backup(conf).data["id"]
+    with pytest.raises(Failure, match="nothing was changed") as refused:
+        restore.restore(conf, "2030-01-01")
+    assert refused.value.hint == f"take the last backup before it: abathur-db restore {identity}"
+
+
+def test_a_moment_that_the_lineage_no_longer_has_is_looked_for_in_the_one_before(
+    conf: Config, configure: Configure, tmp_path: Path
+) -> None:
+    fake = tmp_path / "litestream"
+    fake.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        'ltx) grep -q "/000[12]" && echo \'[{"timestamp": "2026-01-01T00:00:00Z"}]\' || echo "[]" ;;\n'
+        'restore) echo "Error: $(cat "$0.says")" >&2; exit 1 ;;\n'
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    configure(litestream=str(fake))
+    (tmp_path / "litestream.says").write_text("timestamp does not exist")
+    assert replica.point(conf, found(conf)) is None
+    (tmp_path / "litestream.says").write_text("connection refused")
+    with pytest.raises(Failure, match="the store does not answer"):
+        replica.point(conf, found(conf))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root lends")
+def test_root_lends_the_secret_to_what_it_goes_on_as_in_memory_alone(
+    configure: Configure, conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.setattr(replica, "_lent", [])
+    monkeypatch.setattr(replica, "SECRETS", tmp_path / "secrets")
+    replica.lend()
+    assert replica.credential() == ""
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    (tmp_path / "secrets/replica").write_text("the secret")
+    replica.lend()
+    replica.lend()
+    with host_directory("lend") as home:
+        program = home / "show"
+        program.write_text('#!/bin/sh\nid -un; cat "$AWS_SHARED_CREDENTIALS_FILE"\n')
+        program.chmod(0o755)
+        configure(litestream=str(program))
+        settings = found(conf)
+        said = host.as_owner("nobody", lambda: {"said": replica.run(settings, seconds=5)})["said"]
+    os.close(replica._lent[0])
+    assert said == "nobody\nthe secret"
+
+
+@pytest.mark.usefixtures("configure")
+def test_the_drill_proves_the_replica_too(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(conf, monkeypatch):
+        rows(conf.database, 5)
+        replication.replication(conf)
+        identity = backup.backup(conf).data["id"]
+        good = drill.drill(conf)
+        assert good.ok, good.summary
+        assert good.summary.startswith(f"{identity} restored, checked and queried in ")
+        assert "; the replica of 20" in good.summary
+        assert good.data["replica_recovery_seconds"] > 0
+        real = replica.fetch
+
+        def poorer(*arguments: Any) -> None:
+            real(*arguments)
+            run(arguments[3], "PRAGMA journal_mode = DELETE; DELETE FROM memory_entries WHERE key = 'key1'")
+
+        def at_work(*arguments: Any) -> None:
+            poorer(*arguments)
+            rows(conf.database, 1, "user:2")
+
+        monkeypatch.setattr(replica, "fetch", poorer)
+        failed = drill.drill(conf)
+        assert "differs from the database in the rows of memory_entries" in failed.summary
+        assert "replica_recovery_seconds" not in failed.data
+        monkeypatch.setattr(replica, "fetch", at_work)
+        assert drill.drill(conf).ok
+    assert "cannot be read" in drill.drill(conf).summary
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_drill_without_anything_in_the_replica_fails(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "sync", lambda *_: None)
+    assert "has nothing that can be restored" in drill.drill(conf).checks[-1].measured
 
 
 def proven(conf: Config, **others: Any) -> None:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, config, host, resources, runs
+from abathur_db import __version__, config, host, replica, resources, runs
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
@@ -109,7 +109,10 @@ COMMANDS = {
         positional=("which", {"nargs": "?", "default": "latest", "metavar": "ID|latest|all"}),
     ),
     "drill": Command(
-        "proof:drill", "restore the newest backup to scratch, check and query it, and time it", lock=True, recorded=True
+        "drill:drill",
+        "restore the newest backup to scratch, and the replica; check and query it, and time it",
+        lock=True,
+        recorded=True,
     ),
     "prune": Command(
         "backup:prune",
@@ -306,6 +309,7 @@ def _run(options: argparse.Namespace) -> Result:
     prepare = command.prepare if apart else ""
     if apart and command.shared:
         os.umask(0o027)
+    replica.lend()
     if command.runs_as is not CALLER and not (prepare and os.geteuid() == 0):
         host.become(user)
     home = settings.records(options.command) if user != settings.owner else settings.state_directory

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from abathur_db.result import Exit, Failure
 SETTINGS = Path("/etc/abathur-db-replication.yml")
 """Written by the role abathur_replication, absent without replication. It holds no secret."""
 
+SECRETS = Path("/etc/abathur-db.secrets")
 UNIT = "abathur-db-replicate.service"
 PROGRAMS = "litestream-*"
 """Litestream by its versions, in the install directory."""
@@ -32,6 +34,12 @@ CREDENTIAL = "replica"
 
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
+
+FETCH_SECONDS = 6 * 3600
+"""How long a state may take to be fetched: as long as a job may take."""
+
+GONE = re.compile("timestamp does not exist|no matching backup files")
+"""What Litestream says of a moment that it no longer has, or not yet."""
 
 REASONS = (
     (r"NoSuchBucket", "the bucket does not exist"),
@@ -107,7 +115,7 @@ def lineage(config: Config, found: Settings) -> int:
     wanted = {"url": found.url, "file": _identity(config.database)}
     if known and {name: known.get(name) for name in wanted} == wanted:
         return int(known["lineage"])
-    number = newest(found) + 1
+    number = newest(config, found) + 1
     # What a former file had left to send would be sent as if it were this one's.
     shutil.rmtree(home(config), ignore_errors=True)
     guarded.directory(home(config))
@@ -130,27 +138,78 @@ def _identity(path: Path) -> str:
     return done.stdout.strip()
 
 
-def newest(found: Settings) -> int:
+def newest(config: Config, found: Settings) -> int:
     """Return the number of the newest lineage of the replica, 0 for none. Raises Failure when it cannot be read."""
     number = 0
-    while changes(found, number + 1):
+    while changes(config, found, number + 1):
         number += 1
     return number
 
 
-def changes(found: Settings, number: int) -> list[dict[str, Any]]:
+def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]]:
     """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
-    listed: list[dict[str, Any]] = json.loads(
-        run(found, "ltx", "-level", "all", "-json", found.place(number), seconds=LOOK_SECONDS)
-    )
+    listed: list[dict[str, Any]] = json.loads(ask(config, found, number, "ltx", "-level", "all", "-json"))
     return listed
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state that the replica can give back: in which lineage, of when, and how Litestream is asked for it."""
+
+    lineage: int
+    moment: datetime
+    bytes: int
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return what it is called in a sentence."""
+        return f"the replica of {self.moment:%Y-%m-%dT%H:%M:%SZ}, lineage {self.lineage:04}"
+
+
+def point(config: Config, found: Settings, moment: datetime | None = None) -> Point | None:
+    """Return the newest state at or before a moment, the newest of all for None; None when the replica has no such one.
+
+    Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
+    """
+    for number in range(newest(config, found), 0, -1):
+        times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
+        if moment and min(times) > moment:
+            continue
+        # Litestream has no state for a moment after the last change.
+        within = moment is not None and moment <= max(times)
+        arguments = ("-timestamp", f"{moment:%Y-%m-%dT%H:%M:%SZ}") if within else ()
+        try:
+            plan = json.loads(ask(config, found, number, "restore", *arguments, "-dry-run", "-json", "-o", "/dev/null"))
+        except Failure as failure:
+            if GONE.search(str(failure)):
+                continue
+            raise
+        last = max(datetime.fromisoformat(each["timestamp"]) for each in plan["files"])
+        return Point(number, last, sum(each["size"] for each in plan["files"]), arguments)
+    return None
+
+
+def sync(config: Config, found: Settings, seconds: int = LOOK_SECONDS) -> None:
+    """Let the running Litestream send what there is to send, and wait for its arrival. Raises Failure."""
+    wait = ("sync", "-wait", "-timeout", str(seconds), "-socket", str(socket(config)), str(config.database))
+    run(found, *wait, seconds=seconds + 5)
+
+
+def fetch(config: Config, found: Settings, wanted: Point, target: Path) -> None:
+    """Write a state of the replica to a new file, which only its owner may read. Raises Failure."""
+    guarded.clear(target)
+    ask(config, found, wanted.lineage, "restore", *wanted.arguments, "-o", str(target), seconds=FETCH_SECONDS)
+    target.chmod(0o600)
 
 
 def configuration(config: Config, found: Settings, number: int) -> dict[str, Any]:
     """Return Litestream's own configuration for one lineage."""
-    with config.database.open("rb") as stream:
-        # Bytes 16 and 17 of the header; 1 stands for 65536 (sqlite.org/fileformat.html, section 1.3.2).
-        page = int.from_bytes(stream.read(18)[16:], "big")
+    header = b""
+    if config.database.exists():
+        with config.database.open("rb") as stream:
+            header = stream.read(18)
+    # Bytes 16 and 17; 1 stands for 65536 (sqlite.org/fileformat.html, section 1.3.2).
+    page = int.from_bytes(header[16:], "big") or 4096
     replica: dict[str, Any] = {"url": found.place(number), "sync-interval": "1s"}
     if found.url.startswith("sftp:"):
         replica |= {"key-path": credential(), "host-key": found.host_key}
@@ -172,10 +231,24 @@ def configuration(config: Config, found: Settings, number: int) -> dict[str, Any
     }
 
 
+_lent: list[int] = []
+"""A descriptor of the secret, for what root goes on as."""
+
+
+def lend() -> None:
+    """Take the secret along when root goes on as somebody else: in memory, as systemd does it for a unit."""
+    if os.geteuid() != 0 or _lent or not (SECRETS / CREDENTIAL).exists():
+        return
+    _lent.append(os.memfd_create(CREDENTIAL))
+    os.write(_lent[0], (SECRETS / CREDENTIAL).read_bytes())
+
+
 def credential() -> str:
-    """Return the path of the secret that systemd lends to the unit, empty where none is lent."""
+    """Return the path of the secret that systemd lends to the unit, or root to its child; empty where none is lent."""
     path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / CREDENTIAL
-    return str(path) if path.is_absolute() and path.exists() else ""
+    if path.is_absolute() and path.exists():
+        return str(path)
+    return f"/proc/self/fd/{_lent[0]}" if _lent else ""
 
 
 def environment() -> dict[str, str]:
@@ -184,7 +257,14 @@ def environment() -> dict[str, str]:
     return {"PATH": os.defpath, "HOME": "/nonexistent", **lent}
 
 
-def run(found: Settings, *arguments: str, seconds: float) -> str:
+def ask(config: Config, found: Settings, number: int, command: str, *arguments: str, seconds: float = 0) -> str:
+    """Ask Litestream about a lineage, by a configuration that stands in no file. Raises Failure as `run` does."""
+    told = json.dumps(configuration(config, found, number))
+    how = ("-no-expand-env", "-config", "/proc/self/fd/0")
+    return run(found, command, *how, *arguments, str(config.database), seconds=seconds or LOOK_SECONDS, told=told)
+
+
+def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str:
     """Run Litestream; return what it printed. Raises Failure, with its words made short, after `seconds` at most."""
     where = f"the replica {found.url}"
     hint = f"see whether the host reaches {urlsplit(found.url).netloc or urlsplit(found.url).path}, and deploy again"
@@ -192,11 +272,13 @@ def run(found: Settings, *arguments: str, seconds: float) -> str:
         done = subprocess.run(
             [found.litestream, *arguments],
             env=environment(),
+            input=told,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=seconds,
             check=False,
+            pass_fds=_lent,
         )
     except subprocess.TimeoutExpired:
         raise Failure(f"{where} cannot be read: the store does not answer", hint) from None

@@ -92,9 +92,8 @@ def _sync(config: Config, found: replica.Settings) -> str:
             return f"replication is not running{_refused(config)}"
         time.sleep(0.2)
     seconds = max(int(deadline - time.monotonic()), 1)
-    wait = ("sync", "-wait", "-timeout", str(seconds), "-socket", str(path), str(config.database))
     try:
-        replica.run(found, *wait, seconds=seconds + 5)
+        replica.sync(config, found, seconds)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure)
     return ""

@@ -34,6 +34,8 @@ FLOCK = "hhqqi4x"
 def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool = False) -> Result:
     """Put a backup in the place of the database: an ID, `latest`, a moment, a file, or `fresh` for a new one.
 
+    For a moment it is the nearest of backup and replica at or before it.
+
     The former database is kept aside with its -wal and -shm, whatever state it is in. `keep_rows`:
     refuse when rows written since would not be in it. Raises Failure, with everything as it was,
     when the backup is not good or somebody has the database open.
@@ -78,6 +80,9 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
             _stage_foreign(config, path, staged)
             return str(path), None
         source = path.name
+    if point := _nearer(config, source):
+        _stage_replica(config, point, staged)
+        return str(point), point.moment.isoformat()
     manifest = catalog.find(config, source)
     proof.prove(config, manifest, staged)
     _to_wal(staged)
@@ -93,6 +98,35 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     if staged.stat().st_size == 0:
         raise Failure(f"{path} is empty", packing.ANOTHER)
     with proof.examined(staged, str(path)):
+        pass
+    _to_wal(staged)
+
+
+def _nearer(config: Config, source: str) -> replica.Point | None:
+    """Return the state of the replica that is nearer to a moment than every backup at or before it, if there is one.
+
+    None for what names no moment; the ID of a backup could be read as one.
+
+    Raises Failure when the replica cannot be read: whoever asked for a moment should not get a worse one unasked.
+    """
+    settings, at = replica.settings(config), catalog.moment(source)
+    if settings is None or at is None or source in {each.id for each in catalog.entries(config)}:
+        return None
+    backup = catalog.before(config, at)
+    try:
+        point = replica.point(config, settings, at)
+    except Failure as failure:
+        instead = f"take the last backup before it: abathur-db restore {backup.id}" if backup else failure.hint
+        raise Failure(f"{failure}; nothing was changed", instead, failure.code) from None
+    return point if point and (backup is None or point.moment > backup.moment) else None
+
+
+def _stage_replica(config: Config, point: replica.Point, staged: Path) -> None:
+    """Take a state of the replica, after the same checks as a file of other origin."""
+    likely = max(point.bytes, config.database.stat().st_size if config.database.exists() else 0)
+    host.require_free(staged, likely + config.minimum_free_mb * host.MB, f"fetching {point}")
+    replica.fetch(config, replica.required(config), point, staged)
+    with proof.examined(staged, str(point)):
         pass
     _to_wal(staged)
 
