@@ -248,6 +248,7 @@ def test_a_first_copy_has_its_time_to_arrive(
     conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lend(tmp_path, monkeypatch)
+    monkeypatch.setattr(replica, "LOOK_SECONDS", 0.5)
     with silent_store() as url:
         configure(url=url, maximum_lag_seconds=2)
         replica.home(conf).mkdir(parents=True)
@@ -262,6 +263,24 @@ def test_a_first_copy_has_its_time_to_arrive(
             assert not failed.ok
             assert "nothing has arrived yet: the store does not answer" in failed.summary
             running.kill()
+
+
+def test_a_store_that_answers_and_takes_nothing_may_be_full(
+    conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).ok
+
+        def slow(*_: Any) -> None:
+            raise Failure(f"the replica cannot be read: {replica.SILENT}", "")
+
+        monkeypatch.setattr(replica, "sync", slow)
+        configure(maximum_lag_seconds=0)
+        assert replication.replication(conf).summary.endswith(
+            ": the store answers, but takes no change in time: it may be full"
+        )
+        configure(maximum_lag_seconds=0, litestream="/nonexistent")
+        assert replication.replication(conf).summary.endswith("/nonexistent cannot be run: No such file or directory")
 
 
 def test_a_store_that_is_silent_is_not_waited_for(

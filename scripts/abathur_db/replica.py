@@ -41,6 +41,9 @@ FETCH_SECONDS = 6 * 3600
 GONE = re.compile("timestamp does not exist|no matching backup files")
 """What Litestream says of a moment that it no longer has, or not yet."""
 
+SILENT = "the store does not answer"
+TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
+
 REASONS = (
     (r"NoSuchBucket", "the bucket does not exist"),
     (r"get credentials", "there are no credentials for the store"),
@@ -49,7 +52,7 @@ REASONS = (
         "the store refuses the credentials",
     ),
     (r"no space left|quota exceeded|InsufficientStorage|StatusCode: 507", "the store is full"),
-    (r"connection refused|no such host|no route to host|deadline exceeded|timeout|EOF", "the store does not answer"),
+    (r"connection refused|no such host|no route to host|deadline exceeded|timeout|EOF", SILENT),
     (r"permission denied|read-only file system", "the store cannot be written"),
 )
 """What Litestream's long words come down to; the first that fits."""
@@ -281,7 +284,7 @@ def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str
             pass_fds=_lent,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{where} cannot be read: the store does not answer", hint) from None
+        raise Failure(f"{where} cannot be read: {SILENT}", hint) from None
     except OSError as error:
         raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
     if done.returncode != 0:

@@ -56,7 +56,8 @@ def replication(config: Config) -> Result:
     fault = _sync(config, found)
     arrived = begun if not fault else _arrived(config, found)
     lag = time.time() - arrived if arrived else None
-    first = arrived is None and fault.endswith("does not answer") and _uptime(config, found) < FIRST_COPY_SECONDS
+    slow = fault in (replica.SILENT, replica.TAKES_NOTHING)
+    first = arrived is None and slow and _uptime(config, found) < FIRST_COPY_SECONDS
     known = replica.last_lineage(config) or {}
     data = {
         "lineage": known.get("lineage", 0),
@@ -95,8 +96,23 @@ def _sync(config: Config, found: replica.Settings) -> str:
     try:
         replica.sync(config, found, seconds)
     except Failure as failure:
-        return str(failure).partition("cannot be read: ")[2] or str(failure)
+        fault = _reason(failure)
+        return _silence(config, found) if fault == replica.SILENT else fault
     return ""
+
+
+def _reason(failure: Failure) -> str:
+    return str(failure).partition("cannot be read: ")[2] or str(failure)
+
+
+def _silence(config: Config, found: replica.Settings) -> str:
+    """Tell a store that is away from one that takes nothing: a full one fails, and Litestream tries again and again."""
+    known = replica.last_lineage(config) or {"lineage": 1}
+    try:
+        replica.changes(config, found, known["lineage"])
+    except Failure as failure:
+        return _reason(failure)
+    return replica.TAKES_NOTHING
 
 
 def _refused(config: Config) -> str:
