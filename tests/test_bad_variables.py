@@ -98,6 +98,22 @@ CASES: dict[str, Case] = {
         {"abathur_replication_enabled": True, "abathur_replication_url": "file:///srv/../etc"},
         'abathur_replication_url is "file:///srv/../etc", which is not',
     ),
+    "a replica in a directory of the system's": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "file:///etc/replica"},
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
+    "a replica among the backups": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "file:///var/backups/abathur/"},
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
+    "a replica above the data": (
+        {
+            "abathur_replication_enabled": True,
+            "abathur_replication_url": "file:///srv/all",
+            "abathur_db_database": "/srv/all/data/a.db",
+        },
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
     "a lag that is no number": (
         {"abathur_replication_maximum_lag_seconds": "soon"},
         "abathur_replication_maximum_lag_seconds' is of type str .* to int",
