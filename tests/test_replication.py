@@ -222,7 +222,7 @@ def test_where_nothing_runs_the_proof_fails_with_the_reason_of_the_last_try(conf
 def test_a_store_that_breaks_is_a_warning_until_the_limit_and_then_a_failure(
     conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with service(conf, monkeypatch):
+    with service(conf, monkeypatch) as running:
         recorded(conf, replication.replication(conf))
         (tmp_path / "store").rename(tmp_path / "away")
         (tmp_path / "store").write_text("in the way")
@@ -237,9 +237,12 @@ def test_a_store_that_breaks_is_a_warning_until_the_limit_and_then_a_failure(
         failed = replication.replication(conf)
         assert not failed.ok
         assert failed.data["arrived"] is not None
+        # Begun anew: systemd starts it again.
+        running.wait()
         (tmp_path / "store").unlink()
         (tmp_path / "away").rename(tmp_path / "store")
         configure()
+    with service(conf, monkeypatch):
         assert replication.replication(conf).summary.endswith("in lineage 0001")
     assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT count(*) FROM memory_entries") == 1
 
@@ -268,8 +271,10 @@ def test_a_first_copy_has_its_time_to_arrive(
 def test_a_store_that_answers_and_takes_nothing_may_be_full(
     conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with service(conf, monkeypatch):
-        assert replication.replication(conf).ok
+    with service(conf, monkeypatch) as running:
+        recorded(conf, replication.replication(conf))
+        ended: list[int] = []
+        monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
 
         def slow(*_: Any) -> None:
             raise Failure(f"the replica cannot be read: {replica.SILENT}", "")
@@ -279,6 +284,7 @@ def test_a_store_that_answers_and_takes_nothing_may_be_full(
         assert replication.replication(conf).summary.endswith(
             ": the store answers, but takes no change in time: it may be full"
         )
+        assert ended == [running.pid]
         configure(maximum_lag_seconds=0, litestream="/nonexistent")
         assert replication.replication(conf).summary.endswith("/nonexistent cannot be run: No such file or directory")
 

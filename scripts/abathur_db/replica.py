@@ -57,6 +57,9 @@ REASONS = (
 )
 """What Litestream's long words come down to; the first that fits."""
 
+OUTSIDE = frozenset(meaning for _, meaning in REASONS)
+"""What is not mended by starting Litestream anew."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from datetime import UTC, datetime
@@ -54,7 +55,7 @@ def replication(config: Config) -> Result:
     found = replica.required(config)
     begun = time.time()
     fault = _sync(config, found)
-    arrived = begun if not fault else _arrived(config, found)
+    arrived = begun if not fault else _arrived(config)
     lag = time.time() - arrived if arrived else None
     slow = fault in (replica.SILENT, replica.TAKES_NOTHING)
     first = arrived is None and slow and _uptime(config, found) < FIRST_COPY_SECONDS
@@ -75,6 +76,8 @@ def replication(config: Config) -> Result:
         LOG,
         warning=bool(fault),
     )
+    if not check.ok and fault not in replica.OUTSIDE:
+        _begin_anew(config, found)
     summary, hint = summarize("replication", [check])
     if not fault:
         summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
@@ -133,28 +136,37 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _told(config: Config, found: replica.Settings, command: str) -> dict[str, Any]:
+def _told(config: Config, found: replica.Settings) -> dict[str, Any]:
     """Return what the running Litestream tells of itself; empty when it does not."""
     options = ("-json", "-timeout", "5", "-socket", str(replica.socket(config)))
     try:
-        answer: dict[str, Any] = json.loads(replica.run(found, command, *options, seconds=10))
+        answer: dict[str, Any] = json.loads(replica.run(found, "info", *options, seconds=10))
     except (Failure, ValueError):
         return {}
     return answer
 
 
 def _uptime(config: Config, found: replica.Settings) -> float:
-    return float(_told(config, found, "info").get("uptime_seconds", FIRST_COPY_SECONDS))
+    return float(_told(config, found).get("uptime_seconds", FIRST_COPY_SECONDS))
 
 
-def _arrived(config: Config, found: replica.Settings) -> float | None:
-    """Return when the replica last had everything: as Litestream says, or this job's last success in this lineage."""
-    moments = [each.get("last_sync_at") for each in _told(config, found, "list").get("databases", [])]
+def _arrived(config: Config) -> float | None:
+    """Return when the replica was last proven to have everything, by this job and in this lineage.
+
+    Litestream's own last_sync_at does not say it: it moves on while Litestream fails to read the log.
+    """
     success = runs.known(config, "success", "replication")
     known = replica.last_lineage(config) or {}
-    if success and all(success["data"].get(name) == known.get(name) for name in ("lineage", "url")):
-        moments.append(success["data"].get("arrived"))
-    return max((datetime.fromisoformat(each).timestamp() for each in moments if each), default=None)
+    if not success or any(success["data"].get(name) != known.get(name) for name in ("lineage", "url")):
+        return None
+    arrived = success["data"].get("arrived")
+    return datetime.fromisoformat(arrived).timestamp() if isinstance(arrived, str) else None
+
+
+def _begin_anew(config: Config, found: replica.Settings) -> None:
+    """End Litestream, which systemd starts again: one that fails to read the log goes on failing until then."""
+    if pid := _told(config, found).get("pid"):
+        os.kill(int(pid), signal.SIGTERM)
 
 
 def _unsent(config: Config) -> int:
