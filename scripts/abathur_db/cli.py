@@ -35,6 +35,7 @@ class Command:
     the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
     that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
     backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
+    `primary`: refused on a fenced host, as all that lock are.
     `configured`: False for what works without a database or a host. `positional`: an argument in the
     place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
@@ -47,6 +48,7 @@ class Command:
     prepare: str = ""
     shared: bool = False
     recorded: bool = False
+    primary: bool = False
     takes_database: bool = True
     configured: bool = True
     positional: tuple[str, dict[str, Any]] | None = None
@@ -173,14 +175,53 @@ COMMANDS = {
     ),
     # Not the common lock: a backup may hold it for long. See metrics.collect.
     "metrics": Command(
-        "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True
+        "metrics:collect",
+        "record sizes, latencies, jobs and backups for monitoring",
+        primary=True,
+        dry_run=True,
+        recorded=True,
     ),
     "replicate": Command(
-        "replication:replicate", "send every change to the replica until stopped; systemd calls it", recorded=True
+        "replication:replicate",
+        "send every change to the replica until stopped; systemd calls it",
+        primary=True,
+        recorded=True,
     ),
     # Not the common lock: a change has to arrive while a backup runs as well.
     "replication": Command(
         "replication:replication", "prove that the last change has arrived at the replica", recorded=True
+    ),
+    "follow": Command(
+        "standby:follow",
+        "follow the replica of the primary until stopped, on a standby; systemd calls it",
+        recorded=True,
+    ),
+    "fence": Command(
+        "failover:fence",
+        "stop all that writes on this host, and keep it from starting",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
+    ),
+    "promote": Command(
+        "failover:promote",
+        "make a standby the primary",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
+        arguments=(
+            (
+                "--lose-rows",
+                {"action": "store_true", "dest": "lose_rows", "help": "also when it lacks rows of the replica"},
+            ),
+        ),
+    ),
+    "rejoin": Command(
+        "failover:rejoin",
+        "make a former primary ready to be a standby, keeping its database aside",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
     ),
     "keep": Command(
         "release:keep",
@@ -224,6 +265,7 @@ COMMANDS = {
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
             ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
             ("--machine", {"default": "", "help": "the processor that Litestream is built for"}),
+            ("--standby", {"action": "store_true", "help": "the host is to follow a primary"}),
         ),
     ),
     "alert": Command(
@@ -303,6 +345,8 @@ def _run(options: argparse.Namespace) -> Result:
     if command.dry_run:
         passed["dry_run"] = options.dry_run
     changes = not passed.get("dry_run", False)
+    if (command.lock or command.primary) and settings.owner and host.fenced():
+        _function("failover:refuse")(settings, options.command)
     # Without a user of their own the backups are the owner's; and who only looks, looks as the owner.
     apart = bool(settings.backup_owner) and changes
     user = _user(settings, command) if apart else settings.owner

@@ -15,7 +15,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from abathur_db import ailments, catalog, database, host, processes, replica, replication, requirements, runs, status
+from abathur_db import (
+    ailments,
+    catalog,
+    database,
+    failover,
+    host,
+    processes,
+    replica,
+    replication,
+    requirements,
+    runs,
+    standby,
+    status,
+)
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -34,10 +47,13 @@ def doctor(config: Config) -> Result:
     """
     if os.geteuid() != 0:
         host.become(config.owner)
-    checks = _files(config)
-    if all(check.ok for check in checks):
-        checks += _database(config)
-    checks += [*_disks(config), *_jobs(config), *_backups(config), *_application(config)]
+    checks = failover.check(config)
+    # A standby's copy is Litestream's, and no application runs on it.
+    if not standby.is_one(config):
+        checks += _files(config)
+        checks += _database(config) if all(check.ok for check in checks) else []
+        checks += [*_backups(config), *_application(config)]
+    checks += [*_disks(config), *_jobs(config)]
     checks += [*replication.check(config), _sqlite()]
     wrong = [check for check in checks if not check.ok]
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]

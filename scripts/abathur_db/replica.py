@@ -26,6 +26,9 @@ SETTINGS = Path("/etc/abathur-db-replication.yml")
 
 SECRETS = Path("/etc/abathur-db.secrets")
 UNIT = "abathur-db-replicate.service"
+FOLLOW = "abathur-db-follow.service"
+"""In the place of the other one on a standby."""
+
 PROGRAMS = "litestream-*"
 """Litestream by its versions, in the install directory."""
 
@@ -71,6 +74,7 @@ class Settings:
     litestream: Path
     maximum_lag_seconds: int
     keep_days: int
+    standby: bool
 
     def place(self, lineage: int) -> str:
         """Return the URL of a lineage."""

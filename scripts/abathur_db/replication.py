@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, host, replica, runs
+from abathur_db import database, failover, host, replica, runs, standby
 from abathur_db.config import Config
 from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
@@ -54,12 +54,11 @@ def replication(config: Config) -> Result:
     """
     found = replica.required(config)
     begun = time.time()
-    fault = _sync(config, found)
-    arrived = begun if not fault else _arrived(config)
+    fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _sync(config, found)
+    arrived = begun if not fault else _arrived(config, found)
     lag = time.time() - arrived if arrived else None
-    slow = fault in (replica.SILENT, replica.TAKES_NOTHING)
-    first = arrived is None and slow and _uptime(config, found) < FIRST_COPY_SECONDS
-    known = replica.last_lineage(config) or {}
+    first = arrived is None and _first(config, found, fault)
+    known = _known(config, found)
     data = {
         "lineage": known.get("lineage", 0),
         "url": found.url,
@@ -76,14 +75,37 @@ def replication(config: Config) -> Result:
         LOG,
         warning=bool(fault),
     )
-    if not check.ok and fault not in replica.OUTSIDE:
+    if not check.ok and not found.standby and fault not in replica.OUTSIDE:
         _begin_anew(config, found)
-    summary, hint = summarize("replication", [check])
-    if not fault:
+    checks = [check, *([] if found.standby else _alone(config, found))]
+    summary, hint = summarize("replication", checks)
+    if not hint and not fault:
         summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
-    elif check.ok:
+    elif not hint:
         summary = check.measured
-    return Result("replication", summary, checks=[check], data=data, hint=hint)
+    return Result("replication", summary, checks=checks, data=data, hint=hint)
+
+
+def _known(config: Config, found: replica.Settings) -> dict[str, Any]:
+    return standby.known(config, found) if found.standby else replica.last_lineage(config) or {}
+
+
+def _first(config: Config, found: replica.Settings, fault: str) -> bool:
+    """Tell whether the first copy may still be on its way."""
+    if found.standby:
+        return standby.first_copy_age(config) < FIRST_COPY_SECONDS
+    return fault in (replica.SILENT, replica.TAKES_NOTHING) and _uptime(config, found) < FIRST_COPY_SECONDS
+
+
+def _alone(config: Config, found: replica.Settings) -> list[Check]:
+    """Check that no other host has begun a newer lineage; a store that does not answer is told of by the lag."""
+    try:
+        newer = failover.newer_lineage(config, found)
+    except Failure:
+        return []
+    said = f"lineage {newer:04} has begun after this host's: another host believes that it is the primary as well"
+    hint = "let one alone write: ansible-playbook playbooks/failover.yml fences this host, playbooks/rejoin.yml then"
+    return [Check("sole_primary", not newer, "one primary", said if newer else "one", f"{hint} makes it a standby")]
 
 
 def _sync(config: Config, found: replica.Settings) -> str:
@@ -150,13 +172,13 @@ def _uptime(config: Config, found: replica.Settings) -> float:
     return float(_told(config, found).get("uptime_seconds", FIRST_COPY_SECONDS))
 
 
-def _arrived(config: Config) -> float | None:
+def _arrived(config: Config, found: replica.Settings) -> float | None:
     """Return when the replica was last proven to have everything, by this job and in this lineage.
 
     Litestream's own last_sync_at does not say it: it moves on while Litestream fails to read the log.
     """
     success = runs.known(config, "success", "replication")
-    known = replica.last_lineage(config) or {}
+    known = _known(config, found)
     if not success or any(success["data"].get(name) != known.get(name) for name in ("lineage", "url")):
         return None
     arrived = success["data"].get("arrived")
@@ -205,8 +227,9 @@ def check(config: Config) -> list[Check]:
     """Check that the service runs; the job's own result tells of the lag."""
     if replica.settings(config) is None:
         return []
-    active = host.unit_properties(UNIT, "ActiveState").get("ActiveState", "unknown")
-    return [Check("replication", active == "active", "active", f"{UNIT} is {active}", f"systemctl restart {UNIT}")]
+    unit = replica.FOLLOW if standby.is_one(config) else UNIT
+    active = host.unit_properties(unit, "ActiveState").get("ActiveState", "unknown")
+    return [Check("replication", active == "active", "active", f"{unit} is {active}", f"systemctl restart {unit}")]
 
 
 def line(known: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
         return str(point), point.moment.isoformat()
     manifest = catalog.find(config, source)
     proof.prove(config, manifest, staged)
-    _to_wal(staged)
+    to_wal(staged)
     return f"backup {manifest.id}", manifest.created
 
 
@@ -99,7 +99,7 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
         raise Failure(f"{path} is empty", packing.ANOTHER)
     with proof.examined(staged, str(path)):
         pass
-    _to_wal(staged)
+    to_wal(staged)
 
 
 def _nearer(config: Config, source: str) -> replica.Point | None:
@@ -128,10 +128,11 @@ def _stage_replica(config: Config, point: replica.Point, staged: Path) -> None:
     replica.fetch(config, replica.required(config), point, staged)
     with proof.examined(staged, str(point)):
         pass
-    _to_wal(staged)
+    to_wal(staged)
 
 
-def _to_wal(staged: Path) -> None:
+def to_wal(staged: Path) -> None:
+    """Make a closed copy a database in WAL mode, on the disk."""
     with database.opened(staged, 0) as connection:
         database.enable_wal(connection, staged)
     database.sync(staged)
@@ -228,15 +229,7 @@ def _swap(path: Path, staged: Path) -> str | None:
     without its -wal has lost commits; and the new one comes last, because an old -wal beside it would
     be replayed over it (schema facts, trap 11).
     """
-    present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
-    aside = _aside(path) if present else None
-    try:
-        for each in present:
-            os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
-        database.sync(path.parent)
-    except BaseException:
-        _discard(aside)
-        raise
+    present, aside = _linked_aside(path)
     try:
         for each in present:
             each.unlink()
@@ -248,6 +241,32 @@ def _swap(path: Path, staged: Path) -> str | None:
         _put_back(path, aside)
         raise
     return str(aside) if aside else None
+
+
+def _linked_aside(path: Path) -> tuple[list[Path], Path | None]:
+    """Give the files of a database a second name in a new folder; return them and it, None without any."""
+    present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
+    aside = _aside(path) if present else None
+    try:
+        for each in present:
+            os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
+        database.sync(path.parent)
+    except BaseException:
+        _discard(aside)
+        raise
+    return present, aside
+
+
+def put_aside(path: Path) -> Path | None:
+    """Move a database that nobody has open away, whole; return the folder where it is kept.
+
+    Killed in between, its files have a second name there, and the database goes before its -wal.
+    """
+    present, aside = _linked_aside(path)
+    for each in present:
+        each.unlink()
+    database.sync(path.parent)
+    return aside
 
 
 def _put_back(path: Path, aside: Path | None) -> None:
