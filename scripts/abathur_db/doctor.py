@@ -47,7 +47,8 @@ def doctor(config: Config) -> Result:
     """
     if os.geteuid() != 0:
         host.become(config.owner)
-    checks = failover.check(config)
+    found = host.as_owner(config.owner, lambda: {"checks": [asdict(each) for each in failover.check(config)]})
+    checks = [Check(**each) for each in found["checks"]]
     # A standby's copy is Litestream's, and no application runs on it.
     if not standby.is_one(config):
         checks += _files(config)
