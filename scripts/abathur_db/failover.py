@@ -131,7 +131,7 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         host.control("stop", replica.FOLLOW)
         data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
         data |= host.as_owner(config.owner, lambda: _take(config))
-    _as_primary()
+    _note(standby_now=False)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
         host.control("disable", "--now", replica.FOLLOW)
@@ -183,11 +183,11 @@ def _take(config: Config) -> dict[str, Any]:
     return {"seconds_to_check": round(time.monotonic() - begun, 3)}
 
 
-def _as_primary() -> None:
-    """Say in the settings that this host is no standby: the next deploy says the same, from its inventory."""
+def _note(*, standby_now: bool) -> None:
+    """Say in the settings what this host is from now on: the next deploy says the same, from its inventory."""
     values = json.loads(replica.SETTINGS.read_text(encoding="utf-8"))
     before = replica.SETTINGS.stat()
-    text = json.dumps({**values, "standby": False}, sort_keys=True) + "\n"
+    text = json.dumps({**values, "standby": standby_now}, sort_keys=True) + "\n"
     runs.write_whole(replica.SETTINGS, text, durable=True, mode=0o640)
     os.chown(replica.SETTINGS, before.st_uid, before.st_gid)
 
@@ -210,6 +210,7 @@ def rejoin(config: Config, dry_run: bool = False) -> Result:
         return Result("rejoin", f"would fence this host and keep {config.database} aside", changed=True)
     fence(config)
     kept = host.as_owner(config.owner, lambda: {"kept": _aside(config)})["kept"]
+    _note(standby_now=True)
     return Result("rejoin", f"this host's own database is kept in {kept}", changed=True, data={"kept": kept})
 
 
