@@ -57,6 +57,7 @@ def configure(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "litestream": litestream.find()["path"],
             "maximum_lag_seconds": 30,
             "keep_days": 7,
+            "standby": False,
         }
         replica.SETTINGS.write_text(json.dumps({**values, **others}))
 

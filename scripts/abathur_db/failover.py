@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
 def newer_lineage(config: Config, found: replica.Settings) -> int:
     """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
     own = (replica.last_lineage(config) or {}).get("lineage", 0)
-    newest = replica.newest(config, found) if own else 0
+    newest = replica.newest(config, found, own) if own else 0
     return newest if newest > own else 0
 
 
@@ -157,7 +158,7 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
         return {"lineage": copy["lineage"], "recovery_point": moment, "fault": ""}
     last = runs.known(config, "success", "replication") or runs.RECORD
     arrived = last["data"].get("arrived") or "an unknown time"
-    lag = time.time() - standby.moment(arrived).timestamp() if last["data"].get("arrived") else float("inf")
+    lag = time.time() - datetime.fromisoformat(arrived).timestamp() if last["data"].get("arrived") else float("inf")
     if lag > found.maximum_lag_seconds and not lose_rows:
         raise Failure(
             f"the standby had all of the replica at {arrived}, more than {found.maximum_lag_seconds} s ago: {fault}",

@@ -148,9 +148,12 @@ def _identity(path: Path) -> str:
     return done.stdout.strip()
 
 
-def newest(config: Config, found: Settings) -> int:
-    """Return the number of the newest lineage of the replica, 0 for none. Raises Failure when it cannot be read."""
-    number = 0
+def newest(config: Config, found: Settings, since: int = 0) -> int:
+    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that is known to be there.
+
+    Raises Failure when it cannot be read.
+    """
+    number = since
     while changes(config, found, number + 1):
         number += 1
     return number

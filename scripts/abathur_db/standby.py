@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,8 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
     """
     deadline = time.monotonic() + seconds
     try:
-        lineage = replica.newest(config, found)
+        copy = current(config)
+        lineage = replica.newest(config, found, copy.lineage if copy else 0)
         wanted, moment = _last(config, found, lineage)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure), ""
@@ -212,8 +212,3 @@ def checks(config: Config) -> list[Check]:
             said = str(failure)
             time.sleep(0.1)
     return [Check("standby", False, "a copy that answers", said, LOG)]
-
-
-def moment(text: str) -> datetime:
-    """Return a time of Litestream's."""
-    return datetime.fromisoformat(text)
