@@ -42,7 +42,9 @@ def may_write(config: Config) -> Check:
 
 def check(config: Config) -> list[Check]:
     """Check that a standby has a copy that answers; of any other host that it may write."""
-    return standby.checks(config) if standby.is_one(config) else [may_write(config)]
+    if standby.is_one(config):
+        return standby.checks(config)
+    return [may_write(config)] if config.owner else []
 
 
 def _drop_ins(config: Config) -> list[Path]:
