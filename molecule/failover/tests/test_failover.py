@@ -40,13 +40,16 @@ def standby() -> Any:
 
 def inventory(tmp_path: Path, *, cut_off: bool = False, standby: str = STANDBY) -> str:
     """Return this scenario's inventory with another standby, or with a primary that ssh does not reach."""
-    found = yaml.safe_load(Path(os.environ["MOLECULE_INVENTORY_FILE"]).read_text())
-    groups = found["all"]["children"]
-    hosts = groups["abathur"]["hosts"]
-    groups["abathur_standby"]["hosts"] = {standby: dict(hosts[standby])}
+    former = Path(os.environ["MOLECULE_INVENTORY_FILE"])
+    found = yaml.safe_load(former.read_text())
+    hosts = found["abathur"]["hosts"]
+    found["abathur_standby"]["hosts"] = {standby: dict(hosts[standby])}
     if cut_off:
         # A port where nobody listens.
-        hosts[PRIMARY]["ansible_port"] = 1
+        for group in found.values():
+            if PRIMARY in ((group or {}).get("hosts") or {}):
+                group["hosts"][PRIMARY]["ansible_port"] = 1
+    (tmp_path / "group_vars").symlink_to(former.parent / "group_vars")
     path = tmp_path / "inventory.yml"
     path.write_text(yaml.safe_dump(found))
     return str(path)
