@@ -112,7 +112,7 @@ def test_no_standby_is_promoted_while_its_primary_may_be_alive(
 ) -> None:
     done = playbook("playbooks/failover.yml", inventory=inventory(tmp_path, cut_off=True))
     assert done.returncode != 0
-    assert "could not be reached, so it may be alive" in " ".join(done.stdout.split())
+    assert "could not be fenced or reached, so it may be alive" in " ".join(done.stdout.split())
     assert not standby.file("/var/lib/abathur/abathur.db").exists
 
 
