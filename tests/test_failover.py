@@ -276,7 +276,7 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     with pytest.raises(Failure, match="has no copy that has caught up once"):
         failover.promote(conf, lose_rows=False)
     with pytest.raises(Failure, match="has no copy any more"):
-        failover._take(conf)
+        failover._take(conf, replica.required(conf))
     with following(follower):
         caught_up(follower)
         replicated(primary, monkeypatch, 4, "user:2")
@@ -303,6 +303,23 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     assert not replica.required(follower).standby
     assert not standby.place(follower).exists()
     assert "it is a primary" in failover.promote(conf, lose_rows=False).summary
+
+
+def test_a_copy_that_was_torn_is_fetched_anew(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 3, "user:1")
+    with following(follower):
+        copy = caught_up(follower)
+    with copy.path.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"torn" * 2048)
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "point", lambda *_: None)
+        with pytest.raises(Failure, match="corrupt"):
+            failover._take(follower, replica.required(follower))
+    failover._take(follower, replica.required(follower))
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 3
 
 
 def test_a_standby_that_is_behind_is_promoted_only_when_told_so(

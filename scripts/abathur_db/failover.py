@@ -133,7 +133,7 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         data = host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
         host.control("stop", replica.FOLLOW)
         data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
-        data |= host.as_owner(config.owner, lambda: _take(config))
+        data |= host.as_owner(config.owner, lambda: _take(config, found))
     _note(standby_now=False)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
@@ -170,14 +170,24 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
     return {"lineage": copy["lineage"], "recovery_point": arrived, "fault": fault}
 
 
-def _take(config: Config) -> dict[str, Any]:
-    """Check the copy fully and put it in the database's place."""
+def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Check the copy fully and put it in the database's place; one that is torn is fetched anew first."""
     begun = time.monotonic()
     copy = standby.current(config)
     if copy is None:
         raise Failure(f"{standby.place(config)} has no copy any more", standby.LOG)
-    with proof.examined(copy.path, f"the copy {copy.path}"):
-        pass
+    name = f"the copy {copy.path}"
+    try:
+        with proof.examined(copy.path, name):
+            pass
+    except Failure:
+        # Litestream was stopped in the middle of a change: a primary that goes on writing does that.
+        point = replica.point(config, found)
+        if point is None:
+            raise
+        replica.fetch(config, found, point, copy.path)
+        with proof.examined(copy.path, name):
+            pass
     copy.path.chmod(0o600)
     restore.to_wal(copy.path)
     os.rename(copy.path, config.database)
