@@ -164,7 +164,7 @@ def test_every_change_arrives_and_the_proof_says_so(
     assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT count(*) FROM memory_entries") == 5
     told = status.status(conf)
     assert told.data["replication"]["lineage"] == 1
-    assert f"replica: file://{tmp_path}/store, lineage 0001, 0." in "\n".join(told.report())
+    assert f"replica: file://{tmp_path}/store, lineage 0001, " in "\n".join(told.report())
 
 
 @pytest.mark.usefixtures("configure")
@@ -276,10 +276,10 @@ def test_a_store_that_answers_and_takes_nothing_may_be_full(
         ended: list[int] = []
         monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
 
-        def slow(*_: Any) -> None:
-            raise Failure(f"the replica cannot be read: {replica.SILENT}", "")
-
-        monkeypatch.setattr(replica, "sync", slow)
+        # Nothing more arrives: what the store lists stays as it is.
+        there = replica.changes(conf, found(conf), 1)
+        monkeypatch.setattr(replica, "changes", lambda *_: there)
+        rows(conf.database, 1, "user:3")
         configure(maximum_lag_seconds=0)
         assert replication.replication(conf).summary.endswith(
             ": the store answers, but takes no change in time: it may be full"
@@ -481,7 +481,7 @@ def test_the_drill_proves_the_replica_too(conf: Config, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("configure")
 def test_a_drill_without_anything_in_the_replica_fails(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "sync", lambda *_: None)
+    monkeypatch.setattr(replica, "arrive", lambda *_: None)
     assert "has nothing that can be restored" in drill.drill(conf).checks[-1].measured
 
 
