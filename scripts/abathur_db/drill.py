@@ -30,7 +30,7 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
     try:
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as live:
             before = _state(live)
-            replica.sync(config, settings)
+            replica.arrive(config, settings, replica.LOOK_SECONDS)
             point = replica.point(config, settings)
             if point is None:
                 raise Failure(f"the replica {settings.url} has nothing that can be restored", "see abathur-db status")

@@ -54,7 +54,7 @@ def replication(config: Config) -> Result:
     """
     found = replica.required(config)
     begun = time.time()
-    fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _sync(config, found)
+    fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _wait(config, found)
     arrived = begun if not fault else _arrived(config, found)
     lag = time.time() - arrived if arrived else None
     first = arrived is None and _first(config, found, fault)
@@ -108,8 +108,8 @@ def _alone(config: Config, found: replica.Settings) -> list[Check]:
     return [Check("sole_primary", not newer, "one primary", said if newer else "one", f"{hint} makes it a standby")]
 
 
-def _sync(config: Config, found: replica.Settings) -> str:
-    """Send what there is to send and wait for its arrival; return what went wrong, empty for nothing."""
+def _wait(config: Config, found: replica.Settings) -> str:
+    """Wait until what is committed has arrived; return what went wrong, empty for nothing."""
     deadline = time.monotonic() + found.maximum_lag_seconds
     path = replica.socket(config)
     # Just after its start the service does not answer yet.
@@ -117,27 +117,11 @@ def _sync(config: Config, found: replica.Settings) -> str:
         if time.monotonic() > deadline:
             return f"replication is not running{_refused(config)}"
         time.sleep(0.2)
-    seconds = max(int(deadline - time.monotonic()), 1)
     try:
-        replica.sync(config, found, seconds)
+        replica.arrive(config, found, deadline - time.monotonic())
     except Failure as failure:
-        fault = _reason(failure)
-        return _silence(config, found) if fault == replica.SILENT else fault
+        return str(failure).partition("cannot be read: ")[2] or str(failure)
     return ""
-
-
-def _reason(failure: Failure) -> str:
-    return str(failure).partition("cannot be read: ")[2] or str(failure)
-
-
-def _silence(config: Config, found: replica.Settings) -> str:
-    """Tell a store that is away from one that takes nothing: a full one fails, and Litestream tries again and again."""
-    known = replica.last_lineage(config) or {"lineage": 1}
-    try:
-        replica.changes(config, found, known["lineage"])
-    except Failure as failure:
-        return _reason(failure)
-    return replica.TAKES_NOTHING
 
 
 def _refused(config: Config) -> str:
