@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
+import zipfile
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -69,9 +69,10 @@ def main() -> None:
     )
     command = module.params["command"]
     tool = module.params["executable"]
-    if not os.path.exists(tool):
+    # A power cut during a deploy may have left the name alone, without what was not flushed.
+    if not zipfile.is_zipfile(tool):
         if module.params["optional"]:
-            module.exit_json(absent=True, msg=f"{tool} is not on this host yet")
+            module.exit_json(absent=True, msg=f"{tool} is not on this host yet, or not whole")
         if module.check_mode:
             changed = command not in READ_ONLY
             module.exit_json(changed=changed, msg=f"would run abathur-db {command}, once it is installed")
