@@ -28,10 +28,16 @@ FAILED = {
 }
 
 
+def ended(monkeypatch: pytest.MonkeyPatch, result: str, invocation: str, status: str = "") -> None:
+    """Tell what systemd tells of a unit that ended (systemd.exec(5))."""
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", result)
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", status)
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", invocation)
+
+
 def test_an_alert_repeats_the_jobs_own_sentence(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.record(conf.state_directory, FAILED)
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+    ended(monkeypatch, "exit-code", "abc")
     result = alerts.alert(conf, "backup")
     assert (result.summary, result.hint) == ("job backup failed: the disk is full", "df -h")
 
@@ -48,9 +54,7 @@ def test_an_alert_to_try_the_ways_does_not_pretend_a_failure(conf: Config) -> No
 def test_a_job_that_was_killed_is_told_by_what_systemd_knows(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own record is of an earlier run."""
     runs.record(conf.state_directory, FAILED)
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "signal")
-    monkeypatch.setenv("MONITOR_EXIT_STATUS", "KILL")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
+    ended(monkeypatch, "signal", "def", status="KILL")
     result = alerts.alert(conf, "backup")
     assert result.summary == "job backup failed: ended with signal KILL"
     assert result.hint == "see why: journalctl -u abathur-db@backup -n 50"
@@ -95,9 +99,7 @@ def test_a_job_that_could_not_keep_its_result_is_told_by_what_it_said_last(
     """On a full disk; the record there is, is of an earlier run."""
     runs.record(conf.state_directory, FAILED)
     monkeypatch.setattr(host, "journal", lambda *_: journal)
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
-    monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "def")
+    ended(monkeypatch, "exit-code", "def", status="1")
     result = alerts.alert(conf, "backup")
     assert (result.summary, result.hint) == (summary, hint)
 
@@ -276,8 +278,7 @@ def test_a_mail_that_cannot_be_sent_is_told(failed: Config, tmp_path: Path, monk
 def test_a_command_of_ones_own_gets_job_result_and_journal(
     failed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
-    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+    ended(monkeypatch, "exit-code", "abc")
     page = program(
         tmp_path / "page me",
         f'echo paged; echo "$@" "$ABATHUR_JOB" "$ABATHUR_RESULT" > {tmp_path}/got; cat >> {tmp_path}/got',

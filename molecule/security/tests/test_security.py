@@ -112,6 +112,7 @@ def test_a_deploy_by_root_over_what_the_user_planted_follows_nothing_and_waits_f
     assert done.returncode == 0, done.stdout
     assert "checks passed" in done.stdout
     assert PRECIOUS not in done.stdout
+    assert "Traceback" not in done.stdout
     assert again.returncode == 0, again.stdout
     assert whose(host) == OWNED
 
@@ -127,6 +128,7 @@ def test_a_deploy_that_reads_what_the_user_planted_stops_with_its_name(host: Any
     assert f"mv {VALIDATED} {VALIDATED}.planted" in " ".join(done.stdout.split())
     assert "changed=0" in done.stdout
     assert PRECIOUS not in done.stdout
+    assert "Traceback" not in done.stdout
     assert again.returncode == 0, again.stdout
 
 
