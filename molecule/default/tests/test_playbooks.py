@@ -67,6 +67,20 @@ def test_a_job_taken_out_of_the_table_is_retired(playbook: Any) -> None:
     assert all(host.service("abathur-db@vacuum.timer").is_enabled for host in hosts())
 
 
+def test_a_tool_that_a_power_cut_left_empty_is_told_of_and_installed_again(playbook: Any) -> None:
+    for host in hosts():
+        host.check_output("truncate -s 0 $(readlink -f /usr/local/bin/abathur-db)")
+    refused = playbook("playbooks/validate.yml")
+    assert refused.returncode != 0
+    assert "/usr/local/bin/abathur-db is not on this host, or not whole. Next: ansible-playbook deploy.yml" in " ".join(
+        refused.stdout.split()
+    )
+    repaired = playbook("deploy.yml")
+    assert repaired.returncode == 0, repaired.stdout
+    for host in hosts():
+        host.check_output("abathur-db status")
+
+
 def test_a_failed_check_fails_the_deploy_and_names_itself_and_the_next_step(playbook: Any) -> None:
     for host in hosts():
         host.check_output("chmod 0755 /var/lib/abathur/abathur.db")

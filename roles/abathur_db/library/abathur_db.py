@@ -72,11 +72,11 @@ def main() -> None:
     # A power cut during a deploy may have left the name alone, without what was not flushed.
     if not zipfile.is_zipfile(tool):
         if module.params["optional"]:
-            module.exit_json(absent=True, msg=f"{tool} is not on this host yet, or not whole")
+            module.exit_json(absent=True, msg=f"{tool} is not on this host, or not whole")
         if module.check_mode:
             changed = command not in READ_ONLY
             module.exit_json(changed=changed, msg=f"would run abathur-db {command}, once it is installed")
-        module.fail_json(msg=f"{tool} is not on this host. Next: ansible-playbook deploy.yml")
+        module.fail_json(msg=f"{tool} is not on this host, or not whole. Next: ansible-playbook deploy.yml")
     arguments = [tool, command, "--json", *module.params["arguments"]]
     if module.check_mode and command not in READ_ONLY:
         arguments.append("--dry-run")
