@@ -86,6 +86,38 @@ CASES: dict[str, Case] = {
     "a calendar with a setting of its own": calendar("daily\nOnBootSec=1", "does not understand"),
     "a calendar of the past": calendar("2020-01-01", "never reaches"),
     "an empty calendar": calendar("", "does not understand"),
+    "a replica nowhere": (
+        {"abathur_replication_enabled": True},
+        'abathur_replication_url is "", which is not s3://BUCKET/PATH',
+    ),
+    "a replica with a password in its address": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "sftp://me:hidden@host/path"},
+        r'abathur_replication_url is "sftp://\*\*\*@host/path", which is not',
+    ),
+    "a replica above its directory": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "file:///srv/../etc"},
+        'abathur_replication_url is "file:///srv/../etc", which is not',
+    ),
+    "a replica in a directory of the system's": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "file:///etc/replica"},
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
+    "a replica among the backups": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "file:///var/backups/abathur/"},
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
+    "a replica above the data": (
+        {
+            "abathur_replication_enabled": True,
+            "abathur_replication_url": "file:///srv/all",
+            "abathur_db_database": "/srv/all/data/a.db",
+        },
+        "a directory of the system's or of the bundle's; it would be given to abathur",
+    ),
+    "a lag that is no number": (
+        {"abathur_replication_maximum_lag_seconds": "soon"},
+        "abathur_replication_maximum_lag_seconds' is of type str .* to int",
+    ),
     "a jitter that is no time": (
         {"abathur_maintenance_jitter": "a bit"},
         "FAIL timespan_abathur_maintenance_jitter 'a bit', which systemd does not",
@@ -228,6 +260,6 @@ def test_a_removal_stops_at_a_directory_of_the_system_s(tmp_path: Path) -> None:
 def test_what_can_be_a_job_is_a_command_that_needs_no_argument_locks_and_leaves_a_record() -> None:
     for name in specs("abathur_maintenance")["abathur_maintenance_jobs"]["options"]:
         command = cli.COMMANDS[name]
-        # The collector works beside the others: tests/test_metrics.py.
-        assert (command.lock or name == "metrics", command.recorded) == (True, True), name
+        # Two work beside the others: the collector (tests/test_metrics.py), and the proof that changes arrive.
+        assert (command.lock or name in ("metrics", "replication"), command.recorded) == (True, True), name
         assert command.positional is None or "nargs" in command.positional[1], name

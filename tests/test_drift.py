@@ -40,7 +40,7 @@ def wanted(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_host_as_a_deploy_makes_it_does_not_differ(wanted: dict[str, Any]) -> None:
-    assert drift.compare(wanted) == {"host": [], "tool": [], "units": [], "timers": []}
+    assert drift.compare(wanted) == {"host": [], "tool": [], "units": [], "timers": [], "replication": []}
 
 
 def relinked(home: Path) -> None:

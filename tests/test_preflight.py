@@ -57,6 +57,14 @@ def test_a_fresh_host_passes_and_hears_what_will_be_done(conf: Config) -> None:
     assert not conf.database.parent.exists()
 
 
+def test_a_litestream_of_another_processor_is_refused_before_anything_is_changed(conf: Config) -> None:
+    assert preflight.preflight(conf, "", "", machine=os.uname().machine).ok
+    result = preflight.preflight(conf, "", "", machine="z80")
+    assert failed(result) == {"replication_machine": os.uname().machine}
+    assert "found " in result.summary
+    assert "z80" in result.summary
+
+
 def test_an_existing_database_is_looked_at_and_not_touched(conf: Config) -> None:
     schema.init(conf)
     before = picture(conf.database.parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, host, release, resources, restore, schema, seed
+from abathur_db import backup, host, release, replica, resources, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import corrupt, rows, run, value
@@ -330,3 +330,66 @@ def test_an_application_that_does_not_start_again_fails_the_rollback_and_is_trie
     go_back(conf)
     assert called[-1] == ("start", "app.service")
     assert migrated
+
+
+def replicate(conf: Config, etc: Path, secret: str) -> None:
+    """Do to the files what a deploy with replication does."""
+    (etc / "abathur-db.secrets").mkdir(mode=0o700, exist_ok=True)
+    (etc / "abathur-db.secrets/replica").write_text(secret)
+    about = {"database": str(conf.database), "litestream": str(conf.install_directory / "litestream-1")}
+    rest = {"url": "file:///r", "host_key": "", "maximum_lag_seconds": 30, "keep_days": 7}
+    (etc / "abathur-db-replication.yml").write_text(json.dumps({**about, **rest}))
+    (etc / "systemd/system" / replica.UNIT).write_text("[Install]\n")
+    (conf.install_directory / "litestream-1").write_text("program")
+
+
+def replicates_no_more(conf: Config, etc: Path) -> None:
+    """Do to the files what a deploy does that switches it off."""
+    for name in ("abathur-db.secrets/replica", "abathur-db-replication.yml", f"systemd/system/{replica.UNIT}"):
+        (etc / name).unlink()
+    (conf.install_directory / "litestream-1").unlink()
+
+
+def test_a_rollback_brings_replication_back_with_its_secret_and_its_program(
+    conf: Config, etc: Path, called: list[tuple[str, ...]]
+) -> None:
+    replicate(conf, etc, "former")
+    release.keep(conf, "")
+    replicates_no_more(conf, etc)
+    (etc / "abathur-db.secrets").rmdir()
+    release.confirm(conf)
+    called.clear()
+    go_back(conf)
+    assert (etc / "abathur-db.secrets/replica").read_text() == "former"
+    assert stat.S_IMODE((etc / "abathur-db.secrets").stat().st_mode) == 0o700
+    assert (conf.install_directory / "litestream-1").read_text() == "program"
+    assert ("enable", "--now", "abathur-db@backup.timer", "abathur-db@vacuum.timer", replica.UNIT) in called
+
+
+def test_a_rollback_takes_replication_away_that_the_former_release_did_not_have(
+    conf: Config, etc: Path, called: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "SETTINGS", etc / "abathur-db-replication.yml")
+    deploy(conf, etc, "two", ["backup", "drill"], migrate=True)
+    replicate(conf, etc, "new")
+    called.clear()
+    assert go_back(conf, lose_rows=True).data["done"][-1] == "returned to release one"
+    assert ("stop", "abathur-db-replicate.service", "app.service") in called
+    assert ("disable", "--now", replica.UNIT) in called
+    assert ("start", "app.service") in called
+    assert state(conf, etc) == ONE
+    assert not (etc / "abathur-db-replication.yml").exists()
+    assert list((etc / "abathur-db.secrets").iterdir()) == []
+
+
+def test_a_backup_in_the_place_of_a_replicated_database_stops_replication_meanwhile(
+    conf: Config, etc: Path, called: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "SETTINGS", etc / "abathur-db-replication.yml")
+    backup.backup(conf)
+    replicate(conf, etc, "same")
+    called.clear()
+    go_back(conf, to="latest")
+    words = [each for each in called if each[0] in ("stop", "start")]
+    both = ("abathur-db-replicate.service", "app.service")
+    assert words == [("stop", *both), ("start", *both)]

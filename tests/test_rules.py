@@ -81,6 +81,12 @@ CASES = {
         (1, 4),
         {"job_name": "vacuum"},
     ),
+    "AbathurReplicationBehind": Case(
+        {'job_ok{job_name="replication"': level((1, 2), (0, 2), (1, 2)), 'job_ok{job_name="backup"': level((0, 6))},
+        (2, 3),
+        (1, 4),
+        {"job_name": "replication"},
+    ),
     "AbathurJobOverdue": Case(
         {'job_due_timestamp_seconds{job_name="drill"': level((900, 6), (9000, 4))},
         (3, 4, 5),
@@ -193,3 +199,14 @@ def test_every_metric_that_a_rule_names_is_one_that_the_collector_writes() -> No
 
 def test_the_99th_percentile_follows_from_the_number_of_runs() -> None:
     assert round(0.99**gauges.RUNS, 2) == 0.95
+
+
+def test_a_replication_whose_job_has_stopped_is_an_alert_as_well(tmp_path: Path) -> None:
+    steps = {
+        "collection_timestamp_seconds": "0+300x9",
+        "replication_arrived_timestamp_seconds": "0+300x3 900x2 2100+300x2",
+        "replication_maximum_lag_seconds": level((30, 10)),
+    }
+    case = Case(steps, (4, 5, 6), (3, 7, 9))
+    done = promtool(tmp_path / "test.yml", [expectation("AbathurReplicationBehind", case)])
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -179,10 +179,8 @@ def find(config: Config, wanted: str) -> Manifest:
         newest = newest_verified(config)
         if newest:
             return newest
-    elif moment := _moment(wanted):
-        before = [each for each in sound if each.moment <= moment]
-        if before:
-            return before[0]
+    elif (at := moment(wanted)) and (nearest := before(config, at)):
+        return nearest
     names = ", ".join(each.id for each in sound[:5]) or "none"
     raise Failure(
         f"there is no backup {wanted} in {config.backup_directory}; the newest are: {names}",
@@ -190,12 +188,18 @@ def find(config: Config, wanted: str) -> Manifest:
     )
 
 
-def _moment(text: str) -> datetime | None:
+def before(config: Config, at: datetime) -> Manifest | None:
+    """Return the last backup at or before a moment."""
+    return next((each for each in backups(config) if each.moment <= at), None)
+
+
+def moment(text: str) -> datetime | None:
+    """Return the moment that a text names, in UTC unless it says otherwise; None for another text."""
     try:
-        moment = datetime.fromisoformat(text)
+        at = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def next_sequence(config: Config) -> int:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, config, host, resources, runs
+from abathur_db import __version__, config, host, replica, resources, runs
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
@@ -35,6 +35,7 @@ class Command:
     the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
     that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
     backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
+    `primary`: refused on a fenced host, as all that lock are.
     `configured`: False for what works without a database or a host. `positional`: an argument in the
     place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
@@ -47,6 +48,7 @@ class Command:
     prepare: str = ""
     shared: bool = False
     recorded: bool = False
+    primary: bool = False
     takes_database: bool = True
     configured: bool = True
     positional: tuple[str, dict[str, Any]] | None = None
@@ -109,7 +111,10 @@ COMMANDS = {
         positional=("which", {"nargs": "?", "default": "latest", "metavar": "ID|latest|all"}),
     ),
     "drill": Command(
-        "proof:drill", "restore the newest backup to scratch, check and query it, and time it", lock=True, recorded=True
+        "drill:drill",
+        "restore the newest backup to scratch, and the replica; check and query it, and time it",
+        lock=True,
+        recorded=True,
     ),
     "prune": Command(
         "backup:prune",
@@ -170,7 +175,53 @@ COMMANDS = {
     ),
     # Not the common lock: a backup may hold it for long. See metrics.collect.
     "metrics": Command(
-        "metrics:collect", "record sizes, latencies, jobs and backups for monitoring", dry_run=True, recorded=True
+        "metrics:collect",
+        "record sizes, latencies, jobs and backups for monitoring",
+        primary=True,
+        dry_run=True,
+        recorded=True,
+    ),
+    "replicate": Command(
+        "replication:replicate",
+        "send every change to the replica until stopped; systemd calls it",
+        primary=True,
+        recorded=True,
+    ),
+    # Not the common lock: a change has to arrive while a backup runs as well.
+    "replication": Command(
+        "replication:replication", "prove that the last change has arrived at the replica", recorded=True
+    ),
+    "follow": Command(
+        "standby:follow",
+        "follow the replica of the primary until stopped, on a standby; systemd calls it",
+        recorded=True,
+    ),
+    "fence": Command(
+        "failover:fence",
+        "stop all that writes on this host, and keep it from starting",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
+    ),
+    "promote": Command(
+        "failover:promote",
+        "make a standby the primary",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
+        arguments=(
+            (
+                "--lose-rows",
+                {"action": "store_true", "dest": "lose_rows", "help": "also when it lacks rows of the replica"},
+            ),
+        ),
+    ),
+    "rejoin": Command(
+        "failover:rejoin",
+        "make a former primary ready to be a standby, keeping its database aside",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
     ),
     "keep": Command(
         "release:keep",
@@ -213,6 +264,8 @@ COMMANDS = {
             ("--release", {"default": "", "help": "the release that will be installed"}),
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
             ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
+            ("--machine", {"default": "", "help": "the processor that Litestream is built for"}),
+            ("--standby", {"action": "store_true", "help": "the host is to follow a primary"}),
         ),
     ),
     "alert": Command(
@@ -292,12 +345,15 @@ def _run(options: argparse.Namespace) -> Result:
     if command.dry_run:
         passed["dry_run"] = options.dry_run
     changes = not passed.get("dry_run", False)
+    if (command.lock or command.primary) and settings.owner and host.fenced():
+        _function("failover:refuse")(settings, options.command)
     # Without a user of their own the backups are the owner's; and who only looks, looks as the owner.
     apart = bool(settings.backup_owner) and changes
     user = _user(settings, command) if apart else settings.owner
     prepare = command.prepare if apart else ""
     if apart and command.shared:
         os.umask(0o027)
+    replica.lend()
     if command.runs_as is not CALLER and not (prepare and os.geteuid() == 0):
         host.become(user)
     home = settings.records(options.command) if user != settings.owner else settings.state_directory

@@ -15,7 +15,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from abathur_db import ailments, catalog, database, host, processes, requirements, runs, status
+from abathur_db import (
+    ailments,
+    catalog,
+    database,
+    failover,
+    host,
+    processes,
+    replica,
+    replication,
+    requirements,
+    runs,
+    standby,
+    status,
+)
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -34,10 +47,15 @@ def doctor(config: Config) -> Result:
     """
     if os.geteuid() != 0:
         host.become(config.owner)
-    checks = _files(config)
-    if all(check.ok for check in checks):
-        checks += _database(config)
-    checks += [*_disks(config), *_jobs(config), *_backups(config), *_application(config), _sqlite()]
+    found = host.as_owner(config.owner, lambda: {"checks": [asdict(each) for each in failover.check(config)]})
+    checks = [Check(**each) for each in found["checks"]]
+    # A standby's copy is Litestream's, and no application runs on it.
+    if not standby.is_one(config):
+        checks += _files(config)
+        checks += _database(config) if all(check.ok for check in checks) else []
+        checks += [*_backups(config), *_application(config)]
+    checks += [*_disks(config), *_jobs(config)]
+    checks += [*replication.check(config), _sqlite()]
     wrong = [check for check in checks if not check.ok]
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
     if not wrong:
@@ -82,7 +100,7 @@ def _database(config: Config) -> list[Check]:
         # Everything else would be said of a file that the application does not use.
         names = ", ".join(map(host.process_name, gone))
         said = f"{names} still uses a deleted {config.database.name}: what it writes is lost"
-        repair = processes.repair(gone[0], config.application_units)
+        repair = processes.repair(gone[0], _units(config))
         return [Check("deleted_file", False, "everybody uses the file that is there", said, repair)]
     # Before anything is opened: the last connection to close writes the log back and deletes it.
     log = _wal(config)
@@ -117,9 +135,14 @@ def _locked(config: Config, locked: bool) -> Check:
     seconds = f"{config.busy_timeout_ms / 1000:g} s"
     holders = processes.writers(config.database) if locked else []
     names = ", ".join(map(host.process_name, holders)) or "a process that is gone by now or cannot be seen from here"
-    repair = processes.repair(holders[0], config.application_units) if holders else f"fuser -v {config.database}"
+    repair = processes.repair(holders[0], _units(config)) if holders else f"fuser -v {config.database}"
     measured = f"the database was locked for {seconds} by {names}" if locked else "the write lock is to be had"
     return Check("locked", not locked, f"a writer waits less than {seconds}", measured, repair)
+
+
+def _units(config: Config) -> list[str]:
+    """Return the units whose processes may have the database open for long."""
+    return [*config.application_units, replica.UNIT]
 
 
 def _wal(config: Config) -> Check:
@@ -131,7 +154,7 @@ def _wal(config: Config) -> Check:
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
     checkpoint = ailments.command(config, "checkpoint")
-    repair = processes.repair(behind[0].pid, config.application_units) if behind else checkpoint
+    repair = processes.repair(behind[0].pid, _units(config)) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
     elif not good:

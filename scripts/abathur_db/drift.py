@@ -14,7 +14,7 @@ from typing import Any
 from abathur_db import host
 from abathur_db.result import Exit, Failure
 
-PARTS = ("host", "tool", "units", "timers")
+PARTS = ("host", "tool", "units", "timers", "replication")
 """The parts of a deploy, named as its tags are."""
 
 
@@ -23,7 +23,7 @@ def compare(wanted: dict[str, Any]) -> dict[str, list[str]]:
 
     `wanted` is what the roles say (`__abathur_db_state`): per part `users` with their groups, `directories`, `files`
     and `links` with owner, group, mode, and content or its SHA-256; `only`, patterns of files of which no others may
-    be there; `timers`, the jobs that have to run. Raises Failure (USAGE) when it is something else.
+    be there; `timers` and `services` that have to run. Raises Failure (USAGE) when it is something else.
     """
     try:
         return {part: [each for kind in LOOKS for each in _look(wanted.get(part, {}), kind)] for part in PARTS}
@@ -113,7 +113,7 @@ def _only(wanted: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _timers(units: list[str]) -> list[str]:
+def _running(units: list[str]) -> list[str]:
     found = []
     known = host.properties_of(units, "ActiveState", "UnitFileState", "NeedDaemonReload")
     for unit in units:
@@ -131,6 +131,7 @@ LOOKS: dict[str, Callable[[Any], list[str]]] = {
     "files": _files,
     "links": _links,
     "only": _only,
-    "timers": _timers,
+    "timers": _running,
+    "services": _running,
 }
 """What can be said of a part, and who looks at it."""

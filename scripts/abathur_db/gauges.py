@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from abathur_db import catalog, database, host, latency, maintenance, resources, runs
+from abathur_db import catalog, database, host, latency, maintenance, replica, replication, resources, runs
 from abathur_db.config import Config
 from abathur_db.textfile import Sample
 
 RUNS = 5
 """Runs of each critical query in a collection. The slowest of 5 is below a limit in 95 of 100 collections exactly when
 99 of 100 runs are (0.99^5 = 0.95): so the alert rules get a 99th percentile from it."""
+
+OFTEN = ("metrics", "replication")
+"""Jobs that run as often as the collector or more often: the time of a collection says nothing of whether they are due,
+and a row for each of their runs would be most of the table metrics."""
 
 PATIENCE_SECONDS = 2.0
 """Time that one kind of values may take to read; on a healthy database all of them take some 10 ms."""
@@ -53,8 +57,7 @@ def of_jobs(config: Config) -> list[Sample]:
         samples.append(Sample("job_last_success_timestamp_seconds", succeeded, labels))
         calendar = re.search(r"^OnCalendar=(.+)$", link.read_text(encoding="utf-8"), re.MULTILINE)
         period = host.period_seconds(calendar[1]) if calendar else None
-        # This job's own success is always one period old here; the time of the collection tells of it.
-        if period and job != "metrics":
+        if period and job not in OFTEN:
             # A job that never succeeded is due from the moment that its timer was enabled.
             since = succeeded or os.lstat(link).st_mtime
             samples.append(Sample("job_due_timestamp_seconds", round(since + 1.5 * period), labels))
@@ -74,6 +77,22 @@ def of_backups(config: Config) -> list[Sample]:
     if drilled := runs.known(config, "success", "drill"):
         samples.append(Sample("drill_seconds", drilled["data"]["recovery_seconds"]))
     return samples
+
+
+def of_replication(config: Config) -> list[Sample]:
+    """Return how far the replica is behind, as the last proof found it; nothing where there is none."""
+    known, settings = replication.state(config), replica.settings(config)
+    if known is None or settings is None:
+        return []
+    arrived = datetime.fromisoformat(known["arrived"]).timestamp() if known["arrived"] else 0
+    samples = [
+        Sample("replication_maximum_lag_seconds", settings.maximum_lag_seconds),
+        Sample("replication_arrived_timestamp_seconds", arrived),
+        Sample("replication_lineage", known["lineage"]),
+        Sample("replication_unsent_bytes", known["unsent_bytes"]),
+    ]
+    lag = known["lag_seconds"]
+    return samples if lag is None else [*samples, Sample("replication_lag_seconds", lag)]
 
 
 def of_database(config: Config, connection: sqlite3.Connection, notes: list[str]) -> list[Sample]:

@@ -20,6 +20,8 @@ from abathur_db.result import Exit, Failure
 
 MB = 1_000_000
 UNITS = Path("/etc/systemd/system")
+FENCE = Path("/etc/abathur-db.fenced")
+"""While it is there, no application starts on this host and no command writes; it says since when."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
@@ -121,6 +123,14 @@ def account(owner: str) -> pwd.struct_passwd:
             "deploy the host: ansible-playbook deploy.yml",
             Exit.USAGE,
         ) from None
+
+
+def fenced() -> str:
+    """Return since when this host is fenced, empty when it is not."""
+    try:
+        return FENCE.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def seconds_since_boot() -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from abathur_db import adoption, database, guarded, host, progress, proof, restore
+from abathur_db import adoption, database, guarded, host, progress, proof, replica, restore
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -105,9 +105,10 @@ def wal_grows(config: Config) -> bool:
     """Tell whether the write-ahead log is past half of its limit, so that nobody seems to checkpoint it.
 
     Below that the application's own automatic checkpoints do (at 4 MB), and a second checkpointer is to be
-    avoided where SQLite has the WAL-reset defect (schema facts, trap 13).
+    avoided where SQLite has the WAL-reset defect (schema facts, trap 13). Where the database is replicated, Litestream
+    does it, and nobody else can: it always reads.
     """
-    return database.wal_bytes(config.database) > config.wal_limit_mb * host.MB // 2
+    return replica.settings(config) is None and database.wal_bytes(config.database) > config.wal_limit_mb * host.MB // 2
 
 
 def checkpoint(config: Config, dry_run: bool = False) -> Result:
@@ -119,7 +120,8 @@ def checkpoint(config: Config, dry_run: bool = False) -> Result:
     before = database.wal_bytes(config.database)
     data = {"wal_bytes": before}
     if not wal_grows(config):
-        summary = f"skipped: the write-ahead log has {host.readable(before)}, the application keeps it small itself"
+        keeper = "Litestream" if replica.settings(config) else "the application"
+        summary = f"skipped: the write-ahead log has {host.readable(before)}, {keeper} keeps it small itself"
         return Result("checkpoint", summary, data=data)
     if dry_run:
         return Result("checkpoint", f"would move {host.readable(before)} into the database", changed=True, data=data)

@@ -23,6 +23,7 @@ ALONE = ("init", "restore", "rollback")
 KEPT = frozenset(
     {"database_bytes", "wal_bytes", "free_page_bytes", "disk_free_bytes", "growth_bytes_per_day", "query_seconds"}
     | {"sessions", "tasks", "backup_age_seconds", "backup_bytes", "drill_seconds", "job_ok", "job_seconds"}
+    | {"replication_lag_seconds"}
 )
 """What goes into the table metrics."""
 
@@ -49,7 +50,7 @@ def collect(config: Config, dry_run: bool = False) -> Result:
             return Result("metrics", f"skipped: {holder} has the database to itself", data={"notes": [], "samples": []})
         notes: list[str] = []
         samples = [Sample("collection_timestamp_seconds", round(time.time())), *gauges.of_host(config)]
-        samples += [*gauges.of_jobs(config), *gauges.of_backups(config)]
+        samples += [*gauges.of_jobs(config), *gauges.of_backups(config), *gauges.of_replication(config)]
         try:
             with database.opened(config.database, WAIT_MS, read_only=True) as connection:
                 samples += gauges.of_database(config, connection, notes)
@@ -92,8 +93,7 @@ def _insert(config: Config, samples: list[Sample], notes: list[str]) -> None:
     rows = [
         (each.since or stamp, each.name, each.value, json.dumps(each.labels) if each.labels else None)
         for each in samples
-        # A row per collection about the collection itself would say nothing that its other rows do not.
-        if each.name in KEPT and each.labels.get("job") != "metrics"
+        if each.name in KEPT and each.labels.get("job") not in gauges.OFTEN
     ]
     try:
         with database.opened(config.database, WAIT_MS) as connection:

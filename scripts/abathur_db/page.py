@@ -126,6 +126,9 @@ def _facts(data: Data) -> str:
     drilled = data["drills"][-1]["finished"] if data["drills"] else None
     note = f"drill {ago(drilled, data['generated'])}" if drilled else "no drill yet"
     facts.append(_fact("Recovery", lasted(recovery), note))
+    if replica := status.get("replication"):
+        behind = "not known" if replica["lag_seconds"] is None else f"{lasted(replica['lag_seconds'])} behind"
+        facts.append(_fact("Replica", behind, f"lineage {replica['lineage']:04}"))
     return f'<dl class="facts">{"".join(facts)}</dl>'
 
 
@@ -145,6 +148,10 @@ def _growth(data: Data) -> str:
                 f"{size(points(data, 'free_page_bytes')[-1][1])} of it free pages" if _has_pages(data, metric) else ""
             )
             figures.append(chart.line(title, course, size, limit=limit, note=note))
+    behind = points(data, "replication_lag_seconds", 3)
+    if behind and data["status"].get("replication"):
+        limit = limits["replication_lag_seconds"]
+        figures.append(chart.line("Replica behind, at its most", behind, lasted, limit=limit))
     content = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
     content = content or empty("There is no history yet: the table metrics of the database holds no sizes.")
     return section("growth", "Growth and write-ahead log", content + _at_work(data))

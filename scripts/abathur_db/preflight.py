@@ -13,14 +13,16 @@ from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
-from abathur_db import database, drift, host, requirements, resources, runs, schema, seed, status
+from abathur_db import database, drift, failover, host, requirements, resources, runs, schema, seed, status
 from abathur_db import release as releases
 from abathur_db import schedule as times
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
 
 
-def preflight(config: Config, release: str, state: str, schedule: str = "") -> Result:
+def preflight(
+    config: Config, release: str, state: str, schedule: str = "", machine: str = "", *, standby: bool = False
+) -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
 
     `release`: the name of the release that the deploy will install, empty when there is none.
@@ -28,6 +30,8 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     with `current`: whether a deploy has nothing to do at all, none was cut, the last validation was good, and
     the status is good now.
     `schedule`: calendars and time spans of the jobs as JSON, by kind and name, empty when there are none to check.
+    `machine`: the processor that Litestream is built for, as `uname -m` names it, empty without replication.
+    `standby`: the host is to follow a primary, and has no database of its own.
     """
     resources.preload()
     drifted = drift.compare(_parsed("--state", state)) if state else {}
@@ -37,21 +41,24 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     checks += (
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
     )
+    checks += [_machine(machine)] if machine else []
+    checks += [] if standby else [failover.may_write(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
         "application_units": [_unit(config, name) for name in config.application_units],
     }
     paths_are_sound = all(check.ok for check in checks)
     if paths_are_sound:
-        checks.append(_planned(config, data))
+        checks.append(_followed(config, data) if standby else _planned(config, data))
         changes = any(data.get(step, {}).get("changed") for step in ("init", "seed"))
-        exists = data.get("init", {}).get("data", {}).get("kind") != "create"
+        exists = not standby and data.get("init", {}).get("data", {}).get("kind") != "create"
         data["drift"] = drifted
         data["unfinished"] = releases.unfinished(config)
         data["release"] = releases.current(config)
         stopped = [unit for unit in data["application_units"] if unit["stopped"]]
-        todo = [*drifted.values(), data["missing_packages"], changes, data["unfinished"], stopped]
-        data["current"] = bool(state) and not any(todo) and _healthy(config, data)
+        unfenced = standby and not failover.complete(config)
+        todo = [unfenced, *drifted.values(), data["missing_packages"], changes, data["unfinished"], stopped]
+        data["current"] = bool(state) and not any(todo) and _healthy(config, data, standby)
         data["backup_needed"] = exists and (changes or (bool(release) and release != data["release"]))
     data["notes"] = [f"{check.id}: {check.measured}; {check.hint}" for check in checks if check.warning]
     if data.get("current"):
@@ -60,6 +67,18 @@ def preflight(config: Config, release: str, state: str, schedule: str = "") -> R
     data["notes"] += [data[step]["summary"] for step in ("init", "seed") if data.get(step, {}).get("changed")]
     summary, hint = summarize("preflight", checks)
     return Result("preflight", summary, checks=checks, data=data, hint=hint)
+
+
+def _machine(wanted: str) -> Check:
+    """Check that the host has the processor that the controller's Litestream is built for."""
+    found = os.uname().machine
+    return Check(
+        "replication_machine",
+        found == wanted,
+        f"{wanted}, which the controller's Litestream is built for",
+        found,
+        f"deploy it from a controller with the same processor ({found}), or set abathur_replication_enabled: false",
+    )
 
 
 def _parsed(option: str, text: str) -> dict[str, Any]:
@@ -72,12 +91,15 @@ def _parsed(option: str, text: str) -> dict[str, Any]:
     return wanted
 
 
-def _healthy(config: Config, data: dict[str, Any]) -> bool:
-    """Tell whether the last validation and the status of now are good; what is not is validated again by the deploy."""
+def _healthy(config: Config, data: dict[str, Any], standby: bool) -> bool:
+    """Tell whether the last validation and the status of now are good; what is not is validated again by the deploy.
+
+    On a standby there is nothing to validate.
+    """
     last = runs.known(config, "last", "validate")
     now = status.status(config)
     data["status"] = now.summary
-    return last is not None and bool(last["ok"]) and now.ok
+    return (standby or (last is not None and bool(last["ok"]))) and now.ok
 
 
 def _planned(config: Config, data: dict[str, Any]) -> Check:
@@ -91,6 +113,22 @@ def _planned(config: Config, data: dict[str, Any]) -> Check:
     data.update(init=todo.as_dict(), seed=seeds.as_dict())
     measured = "; ".join(each.summary for each in (todo, seeds))
     return Check("database", True, "one that can be created, adopted or migrated", measured)
+
+
+def _followed(config: Config, data: dict[str, Any]) -> Check:
+    """Check that a host that is to be a standby has no database of its own, which a copy would then replace."""
+    if _owner_exists(config):
+        host.become(config.owner)
+    data.update({step: {"changed": False, "data": {"kind": "current"}} for step in ("init", "seed")})
+    own = os.path.lexists(config.database)
+    return Check(
+        "database",
+        not own,
+        "none on a standby, which follows its primary's",
+        f"{config.database} is this host's own" if own else "none",
+        "after a failover, which this host lost: ansible-playbook playbooks/rejoin.yml; "
+        "else take it out of the inventory group abathur_standby",
+    )
 
 
 def _owner_exists(config: Config) -> bool:

@@ -16,13 +16,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, restore, runs, schema, seed, takeover
+from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, takeover
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
 ETC = Path("/etc")
 UNITS = "systemd/system"
 CONFIGURATION = "abathur-db.toml"
+SECRETS = "abathur-db.secrets"
 RECORD = "record.json"
 STOPPED = "stopped.json"
 """Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
@@ -30,9 +31,10 @@ RUNNING = ("active", "activating", "reloading")
 
 
 def _files(etc: Path) -> list[Path]:
-    """Return what belongs to a release below /etc: the configuration, the units and timers."""
+    """Return what belongs to a release below /etc: the configuration, the units and timers, and their secrets."""
     units = etc / UNITS
-    found = [etc / CONFIGURATION, *units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
+    found = [etc / CONFIGURATION, etc / replica.SETTINGS.name, *(etc / SECRETS).glob("*")]
+    found += [*units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
     return sorted(each for each in found if each.is_file() and not each.is_symlink())
 
 
@@ -85,6 +87,8 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         target = partial / "etc" / each.relative_to(ETC)
         target.parent.mkdir(parents=True, exist_ok=True)
         _copy(each, target)
+    for each in config.install_directory.glob(replica.PROGRAMS):
+        os.link(each, partial / each.name)
     kept = {
         "release": running,
         "backup": manifest.get("id"),
@@ -280,13 +284,21 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     if config.backup_owner and kept.exists() and not tomllib.loads(kept.read_text("utf-8")).get("backup_owner"):
         takeover.give_back(config)
     wanted = {each.relative_to(folder / "etc") for each in _files(folder / "etc")}
+    service = Path(UNITS) / replica.UNIT
+    if (ETC / service).exists():
+        # What it runs with changes, and the tool as well.
+        host.control("stop", replica.UNIT)
     for each in _files(ETC):
         if each.relative_to(ETC) not in wanted:
-            if each.suffix == ".timer":
+            if each.suffix == ".timer" or each.name == replica.UNIT:
                 host.control("disable", "--now", each.name)
             each.unlink()
+    for program in folder.glob(replica.PROGRAMS):
+        if not (config.install_directory / program.name).exists():
+            os.link(program, config.install_directory / program.name)
     for name in sorted(wanted):
         partial = ETC / name.with_name(f".{name.name}.partial")
+        partial.parent.mkdir(mode=0o700, exist_ok=True)
         _copy(folder / "etc" / name, partial)
         database.sync(partial)
         partial.rename(ETC / name)
@@ -295,8 +307,8 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     link.symlink_to(former["release"])
     link.rename(config.install_directory / "current")
     host.control("daemon-reload")
-    if former["timers"]:
-        host.control("enable", "--now", *former["timers"])
+    if enabled := former["timers"] + ([replica.UNIT] if service in wanted else []):
+        host.control("enable", "--now", *enabled)
     return [f"returned to release {former['release']}"]
 
 
@@ -315,7 +327,8 @@ def stopped(config: Config) -> list[str]:
 
 def _stop(config: Config, *, needed: bool) -> list[str]:
     """Stop the application when needed; return the units to start again, also those that a killed run had stopped."""
-    units = config.application_units
+    # Nobody may have the database open, and Litestream has.
+    units = [*config.application_units, *([replica.UNIT] if replica.settings(config) else [])]
     active = [each for each in units if host.unit_properties(each, "ActiveState").get("ActiveState") in RUNNING]
     names = sorted({*stopped(config), *(active if needed else [])})
     if names and needed:
@@ -325,6 +338,8 @@ def _stop(config: Config, *, needed: bool) -> list[str]:
 
 
 def _start(config: Config, names: list[str]) -> None:
+    # The former release may not replicate.
+    if there := [each for each in names if each != replica.UNIT or (ETC / UNITS / each).exists()]:
+        host.control("start", *there)
     if names:
-        host.control("start", *names)
         _note(config).unlink()

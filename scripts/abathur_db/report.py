@@ -16,6 +16,7 @@ from abathur_db import (
     fleet_page,
     host,
     page,
+    replica,
     resources,
     runs,
     schema_diff,
@@ -48,6 +49,7 @@ def report(config: Config, output: Path | None, dry_run: bool = False) -> Result
 def gather(config: Config) -> dict[str, Any]:
     """Return all that the page shows; what cannot be read is absent, and the status says why."""
     health = status.status(config)
+    settings = replica.settings(config)
     jobs = {}
     for name in sorted({*health.data["jobs"], *_remembered(config)}):
         last = health.data["jobs"].get(name, {})
@@ -64,6 +66,7 @@ def gather(config: Config) -> dict[str, Any]:
             "wal_bytes": config.wal_limit_mb * host.MB,
             "disk_free_bytes": config.minimum_free_mb * host.MB,
             "backup_age_hours": config.backup_maximum_age_hours,
+            "replication_lag_seconds": settings.maximum_lag_seconds if settings else None,
         },
         "queries": _queries(config),
         "jobs": jobs,

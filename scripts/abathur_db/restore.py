@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, schema
+from abathur_db import catalog, database, host, packing, proof, replica, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
 
 FRESH = "fresh"
 
-OWN_TABLES = ("metrics",)
-"""What the bundle alone writes, every 5 minutes: these rows are no reason to refuse a way back."""
+OWN_TABLES = ("metrics", "_litestream_seq", "_litestream_lock")
+"""What the bundle alone writes, every 5 minutes or as it replicates: these rows are no reason to refuse a way back."""
 
 DATABASE_LOCKS = (0x40000000, 512)
 """First byte and number of the PENDING, RESERVED and SHARED locks of a database file (PENDING_BYTE, os.h)."""
@@ -33,6 +33,8 @@ FLOCK = "hhqqi4x"
 
 def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool = False) -> Result:
     """Put a backup in the place of the database: an ID, `latest`, a moment, a file, or `fresh` for a new one.
+
+    For a moment it is the nearest of backup and replica at or before it.
 
     The former database is kept aside with its -wal and -shm, whatever state it is in. `keep_rows`:
     refuse when rows written since would not be in it. Raises Failure, with everything as it was,
@@ -57,12 +59,13 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
             data["kept"] = _swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
     behind = schema.plan(config).steps
+    hint = f"systemctl start {replica.UNIT}, which begins the next lineage" if replica.settings(config) else ""
     return Result(
         "restore",
         f"restored {name}; {lost['sentence']}{kept}",
         changed=True,
         data=data,
-        hint="bring it to this release's schema: abathur-db init" if behind else "",
+        hint="bring it to this release's schema: abathur-db init" if behind else hint,
     )
 
 
@@ -77,9 +80,12 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
             _stage_foreign(config, path, staged)
             return str(path), None
         source = path.name
+    if point := _nearer(config, source):
+        _stage_replica(config, point, staged)
+        return str(point), point.moment.isoformat()
     manifest = catalog.find(config, source)
     proof.prove(config, manifest, staged)
-    _to_wal(staged)
+    to_wal(staged)
     return f"backup {manifest.id}", manifest.created
 
 
@@ -93,10 +99,40 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
         raise Failure(f"{path} is empty", packing.ANOTHER)
     with proof.examined(staged, str(path)):
         pass
-    _to_wal(staged)
+    to_wal(staged)
 
 
-def _to_wal(staged: Path) -> None:
+def _nearer(config: Config, source: str) -> replica.Point | None:
+    """Return the state of the replica that is nearer to a moment than every backup at or before it, if there is one.
+
+    None for what names no moment; the ID of a backup could be read as one.
+
+    Raises Failure when the replica cannot be read: whoever asked for a moment should not get a worse one unasked.
+    """
+    settings, at = replica.settings(config), catalog.moment(source)
+    if settings is None or at is None or source in {each.id for each in catalog.entries(config)}:
+        return None
+    backup = catalog.before(config, at)
+    try:
+        point = replica.point(config, settings, at)
+    except Failure as failure:
+        instead = f"take the last backup before it: abathur-db restore {backup.id}" if backup else failure.hint
+        raise Failure(f"{failure}; nothing was changed", instead, failure.code) from None
+    return point if point and (backup is None or point.moment > backup.moment) else None
+
+
+def _stage_replica(config: Config, point: replica.Point, staged: Path) -> None:
+    """Take a state of the replica, after the same checks as a file of other origin."""
+    likely = max(point.bytes, config.database.stat().st_size if config.database.exists() else 0)
+    host.require_free(staged, likely + config.minimum_free_mb * host.MB, f"fetching {point}")
+    replica.fetch(config, replica.required(config), point, staged)
+    with proof.examined(staged, str(point)):
+        pass
+    to_wal(staged)
+
+
+def to_wal(staged: Path) -> None:
+    """Make a closed copy a database in WAL mode, on the disk."""
     with database.opened(staged, 0) as connection:
         database.enable_wal(connection, staged)
     database.sync(staged)
@@ -176,9 +212,11 @@ def _lock(path: Path, descriptor: int, start: int, length: int) -> None:
 
 
 def _open_elsewhere(path: Path, holders: list[str]) -> Failure:
+    units = ["abathur.service"] if not all(each.startswith("litestream") for each in holders) else []
+    units += [replica.UNIT] if any(each.startswith("litestream") for each in holders) else []
     return Failure(
         f"{path} is open in {', '.join(holders)}; nothing was changed",
-        "stop what uses it (systemctl stop abathur.service), then run this again",
+        f"stop what uses it (systemctl stop {' '.join(units)}), then run this again",
         Exit.BUSY,
     )
 
@@ -191,15 +229,7 @@ def _swap(path: Path, staged: Path) -> str | None:
     without its -wal has lost commits; and the new one comes last, because an old -wal beside it would
     be replayed over it (schema facts, trap 11).
     """
-    present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
-    aside = _aside(path) if present else None
-    try:
-        for each in present:
-            os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
-        database.sync(path.parent)
-    except BaseException:
-        _discard(aside)
-        raise
+    present, aside = _linked_aside(path)
     try:
         for each in present:
             each.unlink()
@@ -211,6 +241,32 @@ def _swap(path: Path, staged: Path) -> str | None:
         _put_back(path, aside)
         raise
     return str(aside) if aside else None
+
+
+def _linked_aside(path: Path) -> tuple[list[Path], Path | None]:
+    """Give the files of a database a second name in a new folder; return them and it, None without any."""
+    present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
+    aside = _aside(path) if present else None
+    try:
+        for each in present:
+            os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
+        database.sync(path.parent)
+    except BaseException:
+        _discard(aside)
+        raise
+    return present, aside
+
+
+def put_aside(path: Path) -> Path | None:
+    """Move a database that nobody has open away, whole; return the folder where it is kept.
+
+    Killed in between, its files have a second name there, and the database goes before its -wal.
+    """
+    present, aside = _linked_aside(path)
+    for each in present:
+        each.unlink()
+    database.sync(path.parent)
+    return aside
 
 
 def _put_back(path: Path, aside: Path | None) -> None:

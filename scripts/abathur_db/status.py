@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abathur_db import __version__, catalog, database, host, maintenance, runs, schema
+from abathur_db import __version__, catalog, database, failover, host, maintenance, replication, runs, schema, standby
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -52,7 +52,9 @@ def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
 def status(config: Config) -> Result:
     """Tell version, schema, sizes, WAL, and the last result and next run of each job."""
     data: dict[str, Any] = {"version": __version__, "database": str(config.database)}
-    checks = [_database(config, data), *_wal(config, data), _disk(config, data)]
+    follows = standby.is_one(config)
+    checks = [] if follows else [_database(config, data), *_wal(config, data)]
+    checks += [*failover.check(config), _disk(config, data)]
     found = timers(config, [])
     data["jobs"] = _jobs(config, found)
     checks += timer_checks(found)
@@ -69,6 +71,9 @@ def status(config: Config) -> Result:
             )
     if "backup" in found:
         checks.append(catalog.age_check(config))
+    checks += replication.check(config)
+    data["replication"] = replication.state(config)
+    data["standby"] = checks[0].measured if follows else None
     newest = catalog.newest_verified(config)
     drilled = runs.known(config, "success", "drill")
     data["newest_backup"] = newest.id if newest else None
@@ -83,6 +88,8 @@ def _table(data: dict[str, Any]) -> list[str]:
     drilled = "no drill yet" if recovery is None else f"restored by the last drill in {recovery:.1f} s"
     lines = ["", f"abathur-db {data['version']}, {data['database']}"]
     lines.append(f"newest verified backup: {data['newest_backup'] or 'none'}; {drilled}")
+    lines += [f"a standby: {data['standby']}"] if data["standby"] else []
+    lines += [replication.line(data["replication"])] if data["replication"] else []
     lines += [f"kept by a restore, delete it when you no longer need it: {each}" for each in data["kept_aside"]]
     if data["jobs"]:
         lines.append(f"{'job':16} {'last result':12} {'last success':26} next run")

@@ -41,6 +41,11 @@ HELP = {
     "backup_maximum_age_seconds": "Age from which the newest verified backup is too old.",
     "backup_bytes": "Size of the newest verified backup, compressed.",
     "drill_seconds": "Time that the last successful drill took to restore, check and query a backup.",
+    "replication_lag_seconds": "Age of the newest state known to be at the replica, when that was last proven.",
+    "replication_maximum_lag_seconds": "Age from which the replica is too far behind.",
+    "replication_arrived_timestamp_seconds": "When the replica last had everything, 0 for never.",
+    "replication_lineage": "Number of the replica's lineage that changes go to.",
+    "replication_unsent_bytes": "Size of the changes on the host: those to send, and those of the last minutes.",
 }
 """Every metric that is collected, without its prefix; all of them are gauges in base units."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -15,7 +16,8 @@ short_description: Places a set of unit files, removes what left it, and runs ti
 description:
   - Takes the same description of a host as the drift check of abathur-db preflight.
   - A module call costs about a second on a host, whatever it does; a first deploy has some twenty files and timers.
-  - A timer that is removed is stopped and disabled first. systemd reads the units anew when one of them changed.
+  - A unit that is removed and can be enabled is stopped and disabled first.
+  - systemd reads the units anew when one of them changed.
 options:
   directories:
     description: Directories with path, owner, group and mode.
@@ -38,6 +40,11 @@ options:
     default: []
   timers:
     description: Timers that are to be enabled and running.
+    type: list
+    elements: str
+    default: []
+  services:
+    description: Services that run with what is placed here; stopped before anything is, enabled and started at the end.
     type: list
     elements: str
     default: []
@@ -116,22 +123,40 @@ class Units:
         names = os.listdir(home) if os.path.isdir(home) else []
         matching = [name for name in names if any(fnmatch.fnmatch(name, each) for each in wanted["patterns"])]
         for name in sorted(set(matching) - set(wanted["names"])):
-            if self.does(f"removed {home}/{name}"):
-                if name.endswith(".timer"):
+            path = f"{home}/{name}"
+            if self.does(f"removed {path}"):
+                if self.can_be_enabled(path):
                     self.systemctl("disable", "--now", name)
-                os.unlink(f"{home}/{name}")
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+
+    @staticmethod
+    def can_be_enabled(path: str) -> bool:
+        """Tell whether a file is a unit with a section of its installation."""
+        if not path.endswith((".timer", ".service")) or not os.path.isfile(path):
+            return False
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return "\n[Install]\n" in stream.read()
 
     def reload(self) -> None:
         """Let systemd read the units anew after a change."""
         if self.actions and not self.module.check_mode:
             self.systemctl("daemon-reload")
 
-    def timers(self, names: list[str]) -> None:
-        """Enable and start the timers that are not, as their files are now."""
+    def stop(self, names: list[str]) -> None:
+        """Stop services before what they run with changes: a deploy that is cut leaves them stopped, which is seen."""
+        there = [name for name in names if os.path.exists(f"/etc/systemd/system/{name}")]
+        if there and not self.module.check_mode:
+            self.systemctl("stop", *there)
+
+    def run(self, names: list[str]) -> None:
+        """Enable and start the timers and services that are not, as their files are now."""
         properties = "Id,ActiveState,UnitFileState,NeedDaemonReload"
         blocks = "\n".join(self.systemctl("show", *names, "--property", properties)).split("\n\n")
         shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks]
-        if any(each["NeedDaemonReload"] == "yes" for each in shown) and self.does("let systemd read the timers anew"):
+        if any(each["NeedDaemonReload"] == "yes" for each in shown) and self.does("let systemd read the units anew"):
             self.systemctl("daemon-reload")
         idle = [each["Id"] for each in shown if (each["ActiveState"], each["UnitFileState"]) != ("active", "enabled")]
         if idle and self.does(f"enabled and started {', '.join(idle)}"):
@@ -145,17 +170,19 @@ def main() -> None:
         argument_spec={
             **lists,
             "timers": {"type": "list", "elements": "str", "default": []},
+            "services": {"type": "list", "elements": "str", "default": []},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )
     units = Units(module)
+    units.stop(module.params["services"])
     for kind, bring in {"directories": units.directory, "files": units.file, "only": units.only}.items():
         for wanted in module.params[kind]:
             bring(wanted)
     units.reload()
-    if module.params["timers"]:
-        units.timers(module.params["timers"])
+    if names := module.params["timers"] + module.params["services"]:
+        units.run(names)
     module.exit_json(changed=bool(units.actions), actions=units.actions, diff=units.diff)
 
 

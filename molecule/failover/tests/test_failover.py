@@ -1,0 +1,189 @@
+"""A failover as an operator meets it; the tests tell one story and run in their order.
+
+The primary is cut off from ssh: for the playbook it is as good as dead, and it goes on writing, as one does behind a
+network that is split. Then it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+import yaml
+from conftest import Playbook
+
+PRIMARY, STANDBY = "failover-debian12", "failover-debian13"
+DEAD = ("-e", "abathur_db_failover_primary_is_dead=true")
+
+
+def host_of(name: str) -> Any:
+    """Return a host of this scenario by its name."""
+    return testinfra.get_host(f"ansible://{name}", ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"])
+
+
+@pytest.fixture(scope="module")
+def primary() -> Any:
+    return host_of(PRIMARY)
+
+
+@pytest.fixture(scope="module")
+def standby() -> Any:
+    return host_of(STANDBY)
+
+
+def inventory(tmp_path: Path, *, cut_off: bool = False, standby: str = STANDBY) -> str:
+    """Return this scenario's inventory with another standby, or with a primary that ssh does not reach."""
+    former = Path(os.environ["MOLECULE_INVENTORY_FILE"])
+    found = yaml.safe_load(former.read_text())
+    hosts = found["abathur"]["hosts"]
+    found["abathur_standby"]["hosts"] = {standby: dict(hosts[standby])}
+    if cut_off:
+        # A port where nobody listens.
+        for group in found.values():
+            if PRIMARY in ((group or {}).get("hosts") or {}):
+                group["hosts"][PRIMARY]["ansible_port"] = 1
+    (tmp_path / "group_vars").symlink_to(former.parent / "group_vars")
+    path = tmp_path / "inventory.yml"
+    path.write_text(yaml.safe_dump(found))
+    return str(path)
+
+
+def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until something is so; the test's own assertions tell when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def proof(host: Any) -> dict[str, Any]:
+    """Run the job now; return its record."""
+    host.run("systemctl start abathur-db@replication.service")
+    found: dict[str, Any] = json.loads(host.check_output("cat /var/lib/abathur-db/last/replication.json"))
+    return found
+
+
+def ledger(host: Any) -> list[tuple[float, str]]:
+    lines = host.run("cat /var/lib/ledger/acknowledged").stdout.splitlines()
+    return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 2]
+
+
+def sessions(host: Any, path: str = "/var/lib/abathur/abathur.db") -> set[str]:
+    program = (
+        f"import sqlite3; print(*(row[0] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
+    )
+    return set(host.check_output(f'runuser -u abathur -- python3 -c "{program}"').split())
+
+
+def test_a_standby_follows_and_answers_and_shows_its_lag(primary: Any, standby: Any) -> None:
+    primary.check_output("systemctl start abathur.service")
+    assert wait(lambda: proof(standby)["ok"] and proof(standby)["data"]["lineage"] == 1), proof(standby)["summary"]
+    told = standby.check_output("abathur-db status")
+    assert re.search(r"ok +standby +schema version 1, \d+ tables, .*, lineage 0001", told), told
+    assert re.search(r"lineage 0001, \d+\.\d s behind at ", told), told
+    assert standby.run("systemd-analyze security --no-pager --threshold=15 abathur-db-follow.service").rc == 0
+
+
+def test_nothing_writes_on_a_standby(standby: Any) -> None:
+    refused = standby.run("abathur-db backup")
+    assert refused.rc == 1
+    assert "backup is the primary's work: this host is a standby" in refused.stderr
+    assert "Assertion failed" in standby.run("systemctl start abathur.service").stderr
+    assert not standby.file("/var/lib/abathur/abathur.db").exists
+    timers = standby.check_output("systemctl list-timers --no-legend 'abathur-db@*'")
+    assert [each for each in timers.split() if each.endswith(".timer")] == ["abathur-db@replication.timer"]
+
+
+def test_a_standby_that_is_deployed_again_stays_as_it_is(playbook: Playbook) -> None:
+    done = playbook("deploy.yml", "--limit", STANDBY)
+    assert done.returncode == 0, done.stdout
+    assert re.search(rf"{STANDBY} .*changed=0 ", done.stdout), done.stdout
+
+
+def test_no_standby_is_promoted_while_its_primary_may_be_alive(
+    playbook: Playbook, standby: Any, tmp_path: Path
+) -> None:
+    done = playbook("playbooks/failover.yml", inventory=inventory(tmp_path, cut_off=True))
+    assert done.returncode != 0
+    assert "could not be fenced or reached, so it may be alive" in " ".join(done.stdout.split())
+    assert not standby.file("/var/lib/abathur/abathur.db").exists
+
+
+def test_a_primary_that_cannot_be_reached_is_replaced_when_an_operator_says_that_it_is_dead(
+    playbook: Playbook, primary: Any, standby: Any, tmp_path: Path
+) -> None:
+    before = ledger(primary)
+    done = playbook("playbooks/failover.yml", *DEAD, inventory=inventory(tmp_path, cut_off=True))
+    assert done.returncode == 0, done.stdout
+    said = " ".join(done.stdout.split())
+    found = re.search(r"with all until (\S+), is the database now .*recovery time (\S+) s", said)
+    assert found, said
+    print(f"recovery point {found[1]}, recovery time {found[2]} s")
+    assert standby.service("abathur.service").is_running
+    assert {each for _, each in before} <= sessions(standby)
+    # What the promoted one lacks of the ledger is what was written after its recovery point, and after it alone.
+    have = sessions(standby)
+    lost = [moment for moment, each in ledger(primary) if each not in have]
+    kept = [moment for moment, each in ledger(primary) if each in have]
+    assert min(lost) > max(kept)
+
+
+def test_two_primaries_are_detected_and_the_older_one_tells(primary: Any, standby: Any) -> None:
+    assert wait(lambda: not proof(primary)["ok"])
+    assert "lineage 0002 has begun after this host's" in proof(primary)["summary"]
+    assert "lineage 0002 has begun" in primary.check_output("journalctl -u abathur-db-alert@replication -o cat -n 20")
+    assert proof(standby)["ok"], proof(standby)["summary"]
+
+
+def test_a_promoted_host_runs_the_jobs_of_a_primary(playbook: Playbook, standby: Any, tmp_path: Path) -> None:
+    told = standby.check_output("abathur-db status")
+    assert "timer_backup" in told
+    assert not standby.file("/etc/systemd/system/abathur-db-follow.service").exists
+    done = playbook("deploy.yml", "--limit", STANDBY, inventory=inventory(tmp_path, standby=PRIMARY))
+    assert done.returncode == 0, done.stdout
+    assert re.search(rf"{STANDBY} .*changed=0 ", done.stdout), done.stdout
+
+
+def test_an_inventory_of_before_makes_no_standby_of_the_primary(playbook: Playbook, standby: Any) -> None:
+    for name in ("deploy.yml", "playbooks/rejoin.yml"):
+        done = playbook(name, "--limit", f"localhost,{STANDBY}")
+        assert done.returncode != 0
+    assert "may be the newest there is" in " ".join(done.stdout.split())
+    assert standby.service("abathur.service").is_running
+
+
+def test_the_old_primary_rejoins_as_a_standby_and_keeps_what_it_wrote(
+    playbook: Playbook, primary: Any, tmp_path: Path
+) -> None:
+    where = inventory(tmp_path, standby=PRIMARY)
+    done = playbook("playbooks/rejoin.yml", inventory=where)
+    assert done.returncode == 0, done.stdout
+    assert not primary.service("abathur.service").is_running
+    assert wait(lambda: proof(primary)["ok"] and proof(primary)["data"]["lineage"] == 2), proof(primary)["summary"]
+    kept = primary.check_output("sh -c 'ls /var/lib/abathur/abathur.db.before-restore_*/abathur.db'").split()
+    assert len(kept) == 1
+    assert {each for _, each in ledger(primary)} <= sessions(primary, kept[0])
+    again = playbook("playbooks/rejoin.yml", inventory=where)
+    assert re.search(rf"{PRIMARY} .*changed=0 ", again.stdout), again.stdout
+
+
+def test_a_primary_that_is_reached_hands_over_without_losing_a_row(
+    playbook: Playbook, primary: Any, standby: Any, tmp_path: Path
+) -> None:
+    done = playbook("playbooks/failover.yml", inventory=inventory(tmp_path, standby=PRIMARY))
+    assert done.returncode == 0, done.stdout
+    assert primary.service("abathur.service").is_running
+    assert not standby.service("abathur.service").is_running
+    assert {each for _, each in ledger(standby)} <= sessions(primary)
+    assert "this host is fenced since" in standby.run("abathur-db status").stderr
+    # Also after a reboot nothing writes: what starts at boot is started in the same way.
+    standby.run("systemctl start abathur.service abathur-db-replicate.service abathur-db@backup.service")
+    assert not standby.service("abathur.service").is_running
+    assert "fenced" in standby.check_output("journalctl -u abathur-db-replicate -o cat -n 20")

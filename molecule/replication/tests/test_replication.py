@@ -1,0 +1,216 @@
+"""Replication to a store that is killed, full, or refuses the credentials: it is said, told, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import testinfra
+
+SECRET = "replica-5ec2e7"
+PATTERN = "[r]eplica-5ec2e7"
+"""What finds it, and not the command that looks for it."""
+
+HIDDEN = "/etc/abathur-db.secrets/replica"
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
+
+
+def wait(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """Wait until something is so; the test's own assertions tell when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def proof(host: Any) -> dict[str, Any]:
+    """Run the job now; return its record."""
+    host.run("systemctl start abathur-db@replication.service")
+    found: dict[str, Any] = json.loads(host.check_output("cat /var/lib/abathur-db/last/replication.json"))
+    return found
+
+
+def said(host: Any) -> str:
+    """Return what the last alert of the job said."""
+    found: str = host.check_output("journalctl -u abathur-db-alert@replication -o cat --no-pager -n 50")
+    return found
+
+
+def acknowledged(host: Any) -> set[str]:
+    return set(host.run("cat /var/lib/ledger/acknowledged").stdout.split())
+
+
+def lineage(host: Any) -> int:
+    return int(proof(host)["data"]["lineage"])
+
+
+@pytest.fixture(autouse=True)
+def _at_work() -> Iterator[None]:
+    """Have an application at work on every host, that meets no error."""
+    for host in hosts():
+        host.check_output("install -d -o abathur /var/lib/ledger && systemctl start abathur.service store.service")
+    yield
+    for host in hosts():
+        host.run("systemctl stop abathur.service")
+        assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
+
+
+def sessions(host: Any, path: str) -> set[str]:
+    """Return the rows of a restored database, by the ids of the ledger."""
+    program = (
+        f"import sqlite3; print(*(row[0][:36] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
+    )
+    return set(host.check_output(f'python3 -c "{program}"').split())
+
+
+def arrived(host: Any) -> set[str]:
+    """Stop the application, wait for what it wrote, and return the rows that a restore from the replica alone gives."""
+    host.check_output("systemctl stop abathur.service")
+    assert wait(lambda: proof(host)["ok"]), proof(host)["summary"]
+    about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
+    place = about["url"].replace("?", f"/{lineage(host):04}?")
+    host.check_output(
+        f"sh -c 'rm -f /root/restored.db; AWS_SHARED_CREDENTIALS_FILE={HIDDEN} {about['litestream']} restore"
+        f' -integrity-check full -o /root/restored.db "{place}"\''
+    )
+    return sessions(host, "/root/restored.db")
+
+
+@pytest.mark.parametrize("unit", ["abathur-db-replicate", "abathur-db@replication", "abathur-db@drill"])
+def test_what_replicates_has_an_exposure_of_at_most_1_5(host: Any, unit: str) -> None:
+    verdict = host.run(f"systemd-analyze security --no-pager --threshold=15 {unit}.service")
+    assert verdict.rc == 0, verdict.stdout
+
+
+def test_a_hundred_commits_a_second_arrive_and_every_acknowledged_row_is_in_the_replica(host: Any) -> None:
+    before = len(acknowledged(host))
+    time.sleep(10)
+    assert len(acknowledged(host)) - before > 500
+    found = proof(host)
+    assert found["ok"], found["summary"]
+    assert found["data"]["lag_seconds"] < 5
+    assert acknowledged(host) - arrived(host) == set()
+
+
+def test_an_application_that_is_killed_while_it_commits_again_and_again_leaves_a_replica_as_the_database(
+    host: Any,
+) -> None:
+    for _ in range(20):
+        host.check_output(
+            "systemctl kill --signal=SIGKILL abathur.service && sleep 1.2 && systemctl start abathur.service"
+        )
+        time.sleep(0.3)
+    # Restored with SQLite's own check.
+    assert acknowledged(host) - arrived(host) == set()
+
+
+def test_a_store_that_was_killed_and_is_back_gets_all_by_itself(host: Any) -> None:
+    host.check_output("systemctl stop store.service")
+    assert wait(lambda: not proof(host)["ok"])
+    assert re.search(
+        r"found the last change that arrived is \d+ s old: the store does not answer", proof(host)["summary"]
+    )
+    assert "the store does not answer" in said(host)
+    told = host.run("abathur-db status").stdout
+    assert "FAIL  job_replication" in told
+    assert "the store does not answer" in told
+    host.check_output("systemctl start store.service")
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
+    assert acknowledged(host) - arrived(host) == set()
+
+
+def test_wrong_credentials_are_said_and_right_ones_catch_up(host: Any) -> None:
+    host.check_output(f"sed -i s/{SECRET}/wrong/ {HIDDEN} && systemctl restart abathur-db-replicate")
+    assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
+    assert wait(lambda: not proof(host)["ok"])
+    assert "the store refuses the credentials" in said(host)
+    host.check_output(f"sed -i s/wrong/{SECRET}/ {HIDDEN} && systemctl restart abathur-db-replicate")
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
+    assert acknowledged(host) - arrived(host) == set()
+
+
+def test_a_full_store_is_said_and_one_with_space_again_gets_all(host: Any) -> None:
+    host.run("dd if=/dev/zero of=/srv/store/fill bs=1M")
+    # What fits into the volumes that are there already still arrives.
+    assert wait(lambda: not proof(host)["ok"], 240)
+    assert "the store answers, but takes no change in time: it may be full" in proof(host)["summary"]
+    assert "it may be full" in said(host)
+    # Its own index takes nothing any more, once it met the full disk, until it is started anew.
+    host.check_output("rm /srv/store/fill && systemctl restart store.service")
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
+    assert acknowledged(host) - arrived(host) == set()
+
+
+def test_the_log_stays_bounded_with_every_job_at_work(host: Any) -> None:
+    largest = 0
+    for job in ("backup", "analyze", "vacuum", "integrity-check", "metrics", "drill") * 2:
+        host.check_output(f"systemctl start abathur-db@{job}.service")
+        largest = max(largest, int(host.check_output("stat -c %s /var/lib/abathur/abathur.db-wal")))
+    assert largest < 100_000_000
+    assert host.run("abathur-db checkpoint").rc == 0
+    assert proof(host)["ok"]
+
+
+def test_a_restore_to_a_time_takes_the_replica_and_begins_the_next_lineage(host: Any) -> None:
+    time.sleep(3)
+    former = lineage(host)
+    at = host.check_output("date -u +%FT%TZ")
+    time.sleep(3)
+    host.check_output("systemctl stop abathur.service")
+    rows = acknowledged(host)
+    refused = host.run(f"abathur-db restore {at}")
+    assert refused.rc == 75
+    assert "systemctl stop abathur-db-replicate.service" in refused.stderr
+    host.check_output("systemctl stop abathur-db-replicate.service")
+    done = host.run(f"abathur-db restore {at}")
+    assert done.rc == 0, done.stderr
+    assert f"restored the replica of {at[:-3]}" in done.stdout
+    assert " rows written since: sessions " in done.stdout
+    host.check_output("systemctl start abathur-db-replicate.service")
+    assert wait(lambda: lineage(host) == former + 1)
+    about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
+    kept = about["url"].replace("?", f"/{former:04}?")
+    host.check_output(
+        f"sh -c 'rm -f /root/kept.db; AWS_SHARED_CREDENTIALS_FILE={HIDDEN} {about['litestream']} restore"
+        f' -o /root/kept.db "{kept}"\''
+    )
+    assert rows - sessions(host, "/root/kept.db") == set()
+    # From here on the ledger is about the restored database.
+    host.check_output("rm /var/lib/ledger/acknowledged")
+
+
+def test_the_secret_is_in_no_unit_no_command_line_and_no_journal(host: Any) -> None:
+    assert host.check_output(f"stat -c '%U %a' {HIDDEN}") == "root 600"
+    # The control: the patterns find it where it is.
+    assert host.run(f"grep -rl '{PATTERN}' /etc/abathur-db.secrets").stdout.strip() == HIDDEN
+    assert host.run(f"sh -c 'journalctl --no-pager -o export | grep -a -c \"{PATTERN}\"'").stdout.strip() == "0"
+    places = "/etc/systemd /run/systemd/system /var/lib/abathur-db /var/lib/abathur"
+    assert host.run(f"grep -rl '{PATTERN}' {places}").stdout == ""
+    for about in ("cmdline", "environ"):
+        assert host.run(f'sh -c \'cat /proc/[0-9]*/{about} | tr "\\0" "\\n" | grep "{PATTERN}"\'').stdout == ""
+    assert host.run(f"runuser -u nobody -- grep -rsl '{PATTERN}' /etc /opt /var/lib /run").stdout == ""
+
+
+def test_switched_off_nothing_is_left_but_the_replica_and_on_again_begins_the_next_lineage(playbook: Any) -> None:
+    before = {host.backend.get_hostname(): lineage(host) for host in hosts()}
+    done = playbook("deploy.yml", "-e", '{"abathur_replication_enabled": false}')
+    assert done.returncode == 0, done.stdout
+    assert "Replication is off. Kept: the replica" in " ".join(done.stdout.split())
+    for host in hosts():
+        left = "ls -d /etc/abathur-db-replication.yml /opt/abathur-db/litestream-* /var/lib/abathur-db/replication"
+        assert host.run(f"sh -c '{left} {HIDDEN} /etc/systemd/system/abathur-db-repl*'").stdout == ""
+        assert not re.search(r"^replica:|^\S+ +(job_)?replication", host.run("abathur-db status").stdout, re.MULTILINE)
+    assert playbook("deploy.yml").returncode == 0
+    for host in hosts():
+        assert lineage(host) == before[host.backend.get_hostname()] + 1
+    again = playbook("deploy.yml")
+    assert re.findall(r"changed=(\d+) .*failed=(\d+)", again.stdout.partition("PLAY RECAP")[2]) == [("0", "0")] * 3

@@ -1,0 +1,232 @@
+"""Failover: a host is fenced, so that nothing writes on it; a standby is promoted; a former primary follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_db import database, host, proof, replica, restore, runs, standby
+from abathur_db.config import Config
+from abathur_db.result import Check, Failure, Result
+
+DROP_IN = "abathur-db-fenced.conf"
+ASSERTION = f"""# Written by abathur-db fence: of a primary and its standbys one alone may write.
+[Unit]
+AssertPathExists=!{host.FENCE}
+"""
+
+
+def refuse(config: Config, command: str) -> None:
+    """Refuse a command that would write on a host that is fenced. Raises Failure always."""
+    check = may_write(config)
+    raise Failure(f"{command} is the primary's work: {check.measured}", check.hint)
+
+
+def may_write(config: Config) -> Check:
+    """Check that this host is not fenced."""
+    since = host.fenced() if config.owner else ""
+    measured, hint = "not fenced", ""
+    if since and standby.is_one(config):
+        measured = "this host is a standby"
+        hint = "work on the primary; to make this host the primary: ansible-playbook playbooks/failover.yml"
+    elif since:
+        measured = f"this host is fenced since {since}, because another one is the primary"
+        hint = "make it a standby: ansible-playbook playbooks/rejoin.yml"
+    return Check("fence", not since, "a host that may write", measured, hint)
+
+
+def check(config: Config) -> list[Check]:
+    """Check that a standby has a copy that answers; of any other host that it may write."""
+    if standby.is_one(config):
+        return standby.checks(config)
+    return [may_write(config)] if config.owner else []
+
+
+def _drop_ins(config: Config) -> list[Path]:
+    return [host.UNITS / f"{unit}.d" / DROP_IN for unit in config.application_units]
+
+
+def complete(config: Config) -> bool:
+    """Tell whether the fence is there, and every unit of the application asks for it."""
+    return bool(host.fenced()) and all(each.is_file() for each in _drop_ins(config))
+
+
+def fence(config: Config, dry_run: bool = False) -> Result:
+    """Stop what writes on this host, jobs, application and replication, and keep it from starting, also at boot.
+
+    What was committed until then is sent to the replica, as far as the store takes it within 10 s. Runs as root.
+    """
+    if complete(config):
+        return Result("fence", f"fenced already, since {host.fenced()}")
+    if dry_run:
+        return Result("fence", "would stop jobs, application and replication, and keep them stopped", changed=True)
+    if not host.fenced():
+        runs.write_whole(host.FENCE, f"{runs.now()}\n", durable=True, mode=0o644)
+    for each in _drop_ins(config):
+        each.parent.mkdir(mode=0o755, exist_ok=True)
+        runs.write_whole(each, ASSERTION, durable=True, mode=0o644)
+        each.parent.chmod(0o755)
+    host.control("daemon-reload")
+    if timers := [f"abathur-db@{job}.timer" for job in host.enabled_timers()]:
+        host.control("disable", "--now", *timers)
+    host.control("stop", "abathur-db@*.service", *_application(config))
+    if (host.UNITS / replica.UNIT).exists():
+        # It sends what is left.
+        host.control("disable", "--now", replica.UNIT)
+    return Result("fence", "jobs, application and replication are stopped, and stay so", changed=True)
+
+
+def _application(config: Config) -> list[str]:
+    """Return the application's units that this host has."""
+    found = host.properties_of(config.application_units, "LoadState")
+    return [name for name, unit in found.items() if unit["LoadState"] == "loaded"]
+
+
+def _unfence(config: Config) -> None:
+    for each in _drop_ins(config):
+        each.unlink(missing_ok=True)
+    host.FENCE.unlink(missing_ok=True)
+    host.control("daemon-reload")
+
+
+def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own."""
+    if newer := newer_lineage(config, found):
+        raise Failure(
+            f"lineage {newer:04} is newer than this host's: another host is the primary",
+            "make this one a standby: ansible-playbook playbooks/rejoin.yml",
+        )
+    return {}
+
+
+def newer_lineage(config: Config, found: replica.Settings) -> int:
+    """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
+    own = (replica.last_lineage(config) or {}).get("lineage", 0)
+    newest = replica.newest(config, found, own) if own else 0
+    return newest if newest > own else 0
+
+
+def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
+    """Make a standby the primary: last changes, full check, its own lineage, the application started. Runs as root.
+
+    On a fenced primary that no other one has replaced, the fence goes. `lose_rows`: also when the copy is behind the
+    replica by more than the limit of the lag. Can be run again after it was killed.
+    """
+    found = replica.required(config)
+    own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
+    if own and not host.fenced():
+        return Result("promote", f"{config.database} is this host's own already: it is a primary")
+    if own and not found.standby:
+        host.as_owner(config.owner, lambda: _sole(config, found))
+    if dry_run:
+        said = {} if own else host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
+        return Result("promote", "would make this host the primary", changed=True, data=said)
+    data: dict[str, Any] = {}
+    if not own:
+        begun = time.monotonic()
+        host.control("start", replica.FOLLOW)
+        data = host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
+        host.control("stop", replica.FOLLOW)
+        data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
+        data |= host.as_owner(config.owner, lambda: _take(config, found))
+    _note(standby_now=False)
+    _unfence(config)
+    if (host.UNITS / replica.FOLLOW).exists():
+        host.control("disable", "--now", replica.FOLLOW)
+    host.control("enable", "--now", replica.UNIT)
+    if units := _application(config):
+        host.control("start", *units)
+    told = (
+        f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
+        f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
+        if data
+        else f"{config.database} is this host's own, and the fence is gone"
+    )
+    return Result("promote", f"this host is the primary: {told}", changed=True, data=data)
+
+
+def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict[str, Any]:
+    """Return what the copy has, once it has all of the replica. Raises Failure when it lacks more than the limit."""
+    if standby.current(config) is None:
+        raise Failure(f"{standby.place(config)} has no copy that has caught up once", standby.LOG)
+    fault, moment = standby.level(config, found, standby.LEVEL_SECONDS)
+    copy = standby.known(config, found)
+    if not fault:
+        return {"lineage": copy["lineage"], "recovery_point": moment, "fault": ""}
+    last = runs.known(config, "success", "replication") or runs.RECORD
+    arrived = last["data"].get("arrived") or "an unknown time"
+    lag = time.time() - datetime.fromisoformat(arrived).timestamp() if last["data"].get("arrived") else float("inf")
+    if lag > found.maximum_lag_seconds and not lose_rows:
+        raise Failure(
+            f"the standby had all of the replica at {arrived}, more than {found.maximum_lag_seconds} s ago: {fault}",
+            "wait until it has caught up (abathur-db status); to do without what it lacks: "
+            "ansible-playbook playbooks/failover.yml -e abathur_db_failover_lose_rows=true",
+        )
+    return {"lineage": copy["lineage"], "recovery_point": arrived, "fault": fault}
+
+
+def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Check the copy fully and put it in the database's place; one that is torn is fetched anew first."""
+    begun = time.monotonic()
+    copy = standby.current(config)
+    if copy is None:
+        raise Failure(f"{standby.place(config)} has no copy any more", standby.LOG)
+    name = f"the copy {copy.path}"
+    try:
+        with proof.examined(copy.path, name):
+            pass
+    except Failure:
+        # Litestream was stopped in the middle of a change: a primary that goes on writing does that.
+        point = replica.point(config, found)
+        if point is None:
+            raise
+        replica.fetch(config, found, point, copy.path)
+        with proof.examined(copy.path, name):
+            pass
+    copy.path.chmod(0o600)
+    restore.to_wal(copy.path)
+    os.rename(copy.path, config.database)
+    database.sync(config.database.parent)
+    shutil.rmtree(standby.place(config))
+    return {"seconds_to_check": round(time.monotonic() - begun, 3)}
+
+
+def _note(*, standby_now: bool) -> None:
+    """Say in the settings what this host is from now on: the next deploy says the same, from its inventory."""
+    values = json.loads(replica.SETTINGS.read_text(encoding="utf-8"))
+    before = replica.SETTINGS.stat()
+    text = json.dumps({**values, "standby": standby_now}, sort_keys=True) + "\n"
+    runs.write_whole(replica.SETTINGS, text, durable=True, mode=0o640)
+    os.chown(replica.SETTINGS, before.st_uid, before.st_gid)
+
+
+def rejoin(config: Config, dry_run: bool = False) -> Result:
+    """Make a former primary ready to be a standby: fenced, its database kept aside whole. Runs as root.
+
+    Raises Failure on the primary itself, which has the newest lineage.
+    """
+    found = replica.settings(config)
+    own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
+    if not own:
+        return Result("rejoin", "this host has no database of its own")
+    if found is None or not host.as_owner(config.owner, lambda: {"newer": newer_lineage(config, found)})["newer"]:
+        raise Failure(
+            f"{config.database} may be the newest there is: no other host has begun a lineage after this one's",
+            "fail over first (playbooks/failover.yml), or take this host out of the inventory group abathur_standby",
+        )
+    if dry_run:
+        return Result("rejoin", f"would fence this host and keep {config.database} aside", changed=True)
+    fence(config)
+    kept = host.as_owner(config.owner, lambda: {"kept": _aside(config)})["kept"]
+    _note(standby_now=True)
+    return Result("rejoin", f"this host's own database is kept in {kept}", changed=True, data={"kept": kept})
+
+
+def _aside(config: Config) -> str:
+    with restore.alone(config.database):
+        return str(restore.put_aside(config.database))

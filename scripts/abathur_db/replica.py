@@ -1,0 +1,413 @@
+"""The replica that Litestream keeps of the database: where it is, how Litestream is run, and what it says.
+
+Below the replica's URL are numbered lineages, URL/0001, URL/0002 and so on. A lineage belongs to one database file: a
+restored one begins the next, and what the former one had sent stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from abathur_db import database, guarded, host, runs
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure
+
+SETTINGS = Path("/etc/abathur-db-replication.yml")
+"""Written by the role abathur_replication, absent without replication. It holds no secret."""
+
+SECRETS = Path("/etc/abathur-db.secrets")
+UNIT = "abathur-db-replicate.service"
+FOLLOW = "abathur-db-follow.service"
+"""In the place of the other one on a standby."""
+
+PROGRAMS = "litestream-*"
+"""Litestream by its versions, in the install directory."""
+
+CREDENTIAL = "replica"
+"""The secret of the store, lent by systemd: an AWS shared credentials file, or for SFTP a private key."""
+
+LOOK_SECONDS = 30
+"""How long a look at the store may take: Litestream alone would try for two minutes."""
+
+LTX_HEADER = struct.Struct(">24xQ16xqq8s")
+"""Of a file of Litestream's changes: the number of the last one; offset, size and salts of what it holds of the log."""
+
+LOG_HEADER, FRAME_HEADER = 32, 24
+"""Bytes before the frames of a log, and before the page of each: sqlite.org/fileformat2.html, section 4.1."""
+
+POLL_SECONDS = 0.5
+"""Rest between two looks at the store for a change that is on its way; Litestream sends once a second."""
+
+FETCH_SECONDS = 6 * 3600
+"""How long a state may take to be fetched: as long as a job may take."""
+
+GONE = re.compile("timestamp does not exist|no matching backup files")
+"""What Litestream says of a moment that it no longer has, or not yet."""
+
+SILENT = "the store does not answer"
+ASTRAY = "Litestream has read what was never committed, and has to begin anew"
+TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
+
+REASONS = (
+    (r"NoSuchBucket", "the bucket does not exist"),
+    (r"get credentials", "there are no credentials for the store"),
+    (
+        r"SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied|StatusCode: 40[13]|unable to authenticate",
+        "the store refuses the credentials",
+    ),
+    (r"no space left|quota exceeded|InsufficientStorage|StatusCode: 507", "the store is full"),
+    (r"connection refused|no such host|no route to host|deadline exceeded|timeout|EOF", SILENT),
+    (r"permission denied|read-only file system", "the store cannot be written"),
+)
+"""What Litestream's long words come down to; the first that fits."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the role abathur_replication says; names carry their units, the README's table describes each."""
+
+    database: Path
+    url: str
+    host_key: str
+    litestream: Path
+    maximum_lag_seconds: int
+    keep_days: int
+    standby: bool
+
+    def place(self, lineage: int) -> str:
+        """Return the URL of a lineage."""
+        parts = urlsplit(self.url)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{lineage:04}").geturl()
+
+
+def settings(config: Config) -> Settings | None:
+    """Return the settings, None where this database is not replicated. Raises Failure (USAGE) for others than ours."""
+    try:
+        values = json.loads(SETTINGS.read_text(encoding="utf-8"))
+        found = Settings(**{**values, "database": Path(values["database"]), "litestream": Path(values["litestream"])})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Failure(f"{SETTINGS} cannot be read: {error}", "deploy again: it is generated", Exit.USAGE) from None
+    return found if found.database == config.database else None
+
+
+def required(config: Config) -> Settings:
+    """Return the settings. Raises Failure (USAGE) where this database is not replicated."""
+    found = settings(config)
+    if found is None:
+        raise Failure(
+            f"{config.database} is not replicated",
+            "set abathur_replication_enabled and abathur_replication_url, and deploy again",
+            Exit.USAGE,
+        )
+    return found
+
+
+def home(config: Config) -> Path:
+    """Return where Litestream keeps what it has not sent yet, and where its socket is."""
+    return config.state_directory / "replication"
+
+
+def socket(config: Config) -> Path:
+    """Return the path of the socket on which the running Litestream answers."""
+    return home(config) / "socket"
+
+
+def lineage(config: Config, found: Settings) -> int:
+    """Return the number of the database's lineage; for another file than the last time the next one is begun.
+
+    Raises Failure when the store has to be looked at for that and does not answer.
+    """
+    known = last_lineage(config)
+    wanted = {"url": found.url, "file": _identity(config.database)}
+    if known and {name: known.get(name) for name in wanted} == wanted:
+        return int(known["lineage"])
+    number = newest(config, found) + 1
+    # What a former file had left to send would be sent as if it were this one's.
+    shutil.rmtree(home(config), ignore_errors=True)
+    guarded.directory(home(config))
+    runs.write_whole(home(config) / "lineage.json", json.dumps({"lineage": number, **wanted}) + "\n", durable=True)
+    return number
+
+
+def last_lineage(config: Config) -> dict[str, Any] | None:
+    """Return what was last replicated: `lineage`, `url`, and `file`; None before the first time."""
+    try:
+        known = json.loads(guarded.read_text(home(config) / "lineage.json"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) and type(known.get("lineage")) is int else None
+
+
+def _identity(path: Path) -> str:
+    """Return inode and time of birth of a file: the number alone is given to a new file once the old one is gone."""
+    done = subprocess.run(["stat", "--format=%i %.9W", path], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def newest(config: Config, found: Settings, since: int = 0) -> int:
+    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that is known to be there.
+
+    Raises Failure when it cannot be read.
+    """
+    number = since
+    while changes(config, found, number + 1):
+        number += 1
+    return number
+
+
+def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]]:
+    """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
+    listed: list[dict[str, Any]] = json.loads(ask(config, found, number, "ltx", "-level", "all", "-json"))
+    return listed
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state that the replica can give back: in which lineage, of when, and how Litestream is asked for it."""
+
+    lineage: int
+    moment: datetime
+    bytes: int
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return what it is called in a sentence."""
+        return f"the replica of {self.moment:%Y-%m-%dT%H:%M:%SZ}, lineage {self.lineage:04}"
+
+
+def point(config: Config, found: Settings, moment: datetime | None = None) -> Point | None:
+    """Return the newest state at or before a moment, the newest of all for None; None when the replica has no such one.
+
+    Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
+    """
+    for number in range(newest(config, found), 0, -1):
+        times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
+        if moment and min(times) > moment:
+            continue
+        # Litestream has no state for a moment after the last change.
+        within = moment is not None and moment <= max(times)
+        arguments = ("-timestamp", f"{moment:%Y-%m-%dT%H:%M:%SZ}") if within else ()
+        try:
+            plan = json.loads(ask(config, found, number, "restore", *arguments, "-dry-run", "-json", "-o", "/dev/null"))
+        except Failure as failure:
+            if GONE.search(str(failure)):
+                continue
+            raise
+        last = max(datetime.fromisoformat(each["timestamp"]) for each in plan["files"])
+        return Point(number, last, sum(each["size"] for each in plan["files"]), arguments)
+    return None
+
+
+def arrive(config: Config, found: Settings, seconds: float) -> None:
+    """Wait until what is committed now is at the replica, for `seconds` at most.
+
+    Compares how far the database's log goes, how far the running Litestream has read it, and what of that is at the
+    store. Never by `litestream sync`: it has Litestream read the log out of its turn.
+    Raises Failure with the store's reason, with ASTRAY, or TAKES_NOTHING.
+    """
+    deadline = time.monotonic() + seconds
+    wanted, number = committed(config), (last_lineage(config) or {"lineage": 1})["lineage"]
+    astray = None
+    while True:
+        there = max((int(each["max_txid"], 16) for each in changes(config, found, number)), default=0)
+        now, place = committed(config), position(config, number)
+        # Begun anew, which waits for Litestream to have read the former one.
+        wanted = wanted if wanted.salts == now.salts else now
+        if place and not on_track(config, place, now):
+            # Once may be a look at two moments.
+            if astray == (place, now):
+                raise Failure(f"the replica {found.url} cannot be read: {ASTRAY}", "see abathur-db status")
+            astray = place, now
+        elif place and place.salts == wanted.salts and place.end >= wanted.end and there >= place.change:
+            return
+        if time.monotonic() >= deadline:
+            raise Failure(f"the replica {found.url} cannot be read: {TAKES_NOTHING}", "see abathur-db status")
+        time.sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A place in the write-ahead log: the salts that it was begun with, and the byte up to which it goes."""
+
+    salts: bytes
+    end: int
+    change: int = 0
+    """For what Litestream has read: the number of the last change in it."""
+
+
+def committed(config: Config) -> Log:
+    """Return up to where the log is committed, as every process that has the database open is told by the -shm."""
+    try:
+        with database.sidecars(config.database)[1].open("rb") as stream:
+            # The header of the -shm: sqlite.org/walformat.html, section 2.1.
+            page, frames, salts = struct.unpack("=14xHI12x8s", stream.read(40))
+    except (FileNotFoundError, struct.error):
+        return Log(b"", LOG_HEADER)
+    # 1 stands for 65536.
+    return Log(salts, LOG_HEADER + frames * (FRAME_HEADER + (65536 if page == 1 else page)))
+
+
+def position(config: Config, number: int) -> Log | None:
+    """Return up to where Litestream has read the log, None before it has read any."""
+    names = sorted(each.name for each in _changes(config, number).glob("*.ltx"))
+    return change(config, number, names[-1].partition("-")[0]) if names else None
+
+
+def change(config: Config, number: int, identity: str) -> Log:
+    """Return up to where Litestream had read the log with a change, which it names by 16 hexadecimal digits."""
+    with (_changes(config, number) / f"{identity}-{identity}.ltx").open("rb") as stream:
+        last, offset, size, salts = LTX_HEADER.unpack(stream.read(LTX_HEADER.size))
+    return Log(salts, offset + size, last)
+
+
+def _changes(config: Config, number: int) -> Path:
+    return home(config) / f"{number:04}" / "ltx" / "0"
+
+
+def on_track(config: Config, place: Log, log: Log) -> bool:
+    """Tell whether all that Litestream has read of this log is committed, or stands right behind what is.
+
+    A process that is killed while it commits leaves a whole transaction behind the end of the log, which was never
+    committed, and which Litestream takes for one that was. That does no harm until another one stands in its place.
+    """
+    if place.salts != log.salts or place.end <= log.end:
+        return True
+    page = page_bytes(config)
+    with database.sidecars(config.database)[0].open("rb") as stream:
+        header = stream.read(LOG_HEADER)
+        # Each frame's checksum goes on from that of the one before: sqlite.org/fileformat2.html, section 4.2.
+        before = header[24:]
+        if log.end > LOG_HEADER:
+            stream.seek(log.end - page - 8)
+            before = stream.read(8)
+            stream.seek(log.end)
+        frame = stream.read(FRAME_HEADER + page)
+    if len(frame) < FRAME_HEADER + page:
+        return False
+    order = ">" if header[3] & 1 else "<"
+    first, second = struct.unpack(">2I", before)
+    for left, right in struct.iter_unpack(f"{order}2I", frame[:8] + frame[FRAME_HEADER:]):
+        first = (first + left + second) & 0xFFFFFFFF
+        second = (second + right + first) & 0xFFFFFFFF
+    return struct.pack(">2I", first, second) == frame[16:FRAME_HEADER]
+
+
+def page_bytes(config: Config) -> int:
+    """Return the size of a page of the database; 4096 where it cannot be told."""
+    header = b""
+    if config.database.exists():
+        with config.database.open("rb") as stream:
+            header = stream.read(18)
+    # Bytes 16 and 17; 1 stands for 65536 (sqlite.org/fileformat.html, section 1.3.2).
+    size = int.from_bytes(header[16:], "big") or 4096
+    return 65536 if size == 1 else size
+
+
+def fetch(config: Config, found: Settings, wanted: Point, target: Path) -> None:
+    """Write a state of the replica to a new file, which only its owner may read. Raises Failure."""
+    guarded.clear(target)
+    ask(config, found, wanted.lineage, "restore", *wanted.arguments, "-o", str(target), seconds=FETCH_SECONDS)
+    target.chmod(0o600)
+
+
+def configuration(config: Config, found: Settings, number: int) -> dict[str, Any]:
+    """Return Litestream's own configuration for one lineage."""
+    replica: dict[str, Any] = {"url": found.place(number), "sync-interval": "1s"}
+    if found.url.startswith("sftp:"):
+        replica |= {"key-path": credential(), "host-key": found.host_key}
+    return {
+        "socket": {"enabled": True, "path": str(socket(config)), "permissions": 0o600},
+        # Each step of its way through the log is looked at: watch.py.
+        "logging": {"level": "debug", "type": "json", "stderr": True},
+        "snapshot": {"interval": "24h", "retention": f"{24 * found.keep_days}h"},
+        # A stop waits that long for a store that is away; what was not sent is sent after the next start.
+        "shutdown-sync-timeout": "10s",
+        "dbs": [
+            {
+                "path": str(config.database),
+                "meta-path": str(home(config) / f"{number:04}"),
+                # While it replicates it alone can shorten the log: at half of the limit, as our own jobs would.
+                "truncate-page-n": config.wal_limit_mb * host.MB // 2 // page_bytes(config),
+                "replica": replica,
+            }
+        ],
+    }
+
+
+_lent: list[int] = []
+"""A descriptor of the secret, for what root goes on as."""
+
+
+def lend() -> None:
+    """Take the secret along when root goes on as somebody else: in memory, as systemd does it for a unit."""
+    if os.geteuid() != 0 or _lent or not (SECRETS / CREDENTIAL).exists():
+        return
+    _lent.append(os.memfd_create(CREDENTIAL))
+    os.write(_lent[0], (SECRETS / CREDENTIAL).read_bytes())
+
+
+def credential() -> str:
+    """Return the path of the secret that systemd lends to the unit, or root to its child; empty where none is lent."""
+    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / CREDENTIAL
+    if path.is_absolute() and path.exists():
+        return str(path)
+    return f"/proc/self/fd/{_lent[0]}" if _lent else ""
+
+
+def environment() -> dict[str, str]:
+    """Return all that Litestream sees of the environment: AWS_CA_BUNDLE, for one, would break it."""
+    lent = {"AWS_SHARED_CREDENTIALS_FILE": credential()} if credential() else {}
+    return {"PATH": os.defpath, "HOME": "/nonexistent", **lent}
+
+
+def ask(config: Config, found: Settings, number: int, command: str, *arguments: str, seconds: float = 0) -> str:
+    """Ask Litestream about a lineage, by a configuration that stands in no file. Raises Failure as `run` does."""
+    told = json.dumps(configuration(config, found, number))
+    how = ("-no-expand-env", "-config", "/proc/self/fd/0")
+    return run(found, command, *how, *arguments, str(config.database), seconds=seconds or LOOK_SECONDS, told=told)
+
+
+def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str:
+    """Run Litestream; return what it printed. Raises Failure, with its words made short, after `seconds` at most."""
+    where = f"the replica {found.url}"
+    hint = f"see whether the host reaches {urlsplit(found.url).netloc or urlsplit(found.url).path}, and deploy again"
+    try:
+        done = subprocess.run(
+            [found.litestream, *arguments],
+            env=environment(),
+            input=told,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            pass_fds=_lent,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{where} cannot be read: {SILENT}", hint) from None
+    except OSError as error:
+        raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
+    if done.returncode != 0:
+        raise Failure(f"{where} cannot be read: {reason(done.stderr)}", hint)
+    return done.stdout
+
+
+def reason(said: str) -> str:
+    """Return in a few words what Litestream says at length."""
+    for pattern, meaning in REASONS:
+        if re.search(pattern, said):
+            return meaning
+    return " ".join(said.split()).removeprefix("Error: ")[-200:] or "Litestream does not say why"

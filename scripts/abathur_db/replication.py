@@ -1,0 +1,223 @@
+"""Replicating: the service that sends every change, the job that proves their arrival, and what status says of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_db import database, failover, host, replica, runs, standby, watch
+from abathur_db.config import Config
+from abathur_db.replica import UNIT
+from abathur_db.result import Check, Failure, Result, summarize
+
+LOG = f"see why: journalctl -u {UNIT.removesuffix('.service')} -n 50"
+
+FIRST_COPY_SECONDS = 900
+"""Time in which the first copy of a lineage may still be on its way: 10 GB took 200 s (README, Measured)."""
+
+RECENT_SECONDS = 120
+"""Age up to which a failed start is the one that matters: systemd tries again every 10 s."""
+
+NOTHING: dict[str, Any] = {"lineage": 0, "lag_seconds": None, "arrived": None, "unsent_bytes": 0}
+"""What is known before the first run of the job."""
+
+
+def replicate(config: Config) -> Result:
+    """Run Litestream, which sends every change to the database's lineage until it is stopped; systemd calls this.
+
+    Raises Failure where there is nothing to replicate, when a new lineage cannot be begun, and as watch.run does.
+    """
+    found = replica.required(config)
+    database.require(config.database)
+    number = replica.lineage(config, found)
+    path = replica.home(config) / "litestream.yml"
+    # JSON is YAML.
+    runs.write_whole(path, json.dumps(replica.configuration(config, found, number), indent=2) + "\n")
+    watch.run(config, number, [str(found.litestream), "replicate", "-no-expand-env", "-config", str(path)])
+    return Result("replicate", f"stopped; {config.database} is not replicated")
+
+
+def replication(config: Config) -> Result:
+    """Prove that the last change has arrived at the replica, and record how long that took.
+
+    The lag is the age of the newest state known to be there. Fails when it is over the limit, or when nothing
+    replicates.
+    """
+    found = replica.required(config)
+    begun = time.time()
+    fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _wait(config, found)
+    arrived = begun if not fault else _arrived(config, found)
+    lag = time.time() - arrived if arrived else None
+    first = arrived is None and _first(config, found, fault)
+    known = _known(config, found)
+    data = {
+        "lineage": known.get("lineage", 0),
+        "url": found.url,
+        "lag_seconds": None if lag is None else round(lag, 3),
+        "arrived": None if arrived is None else f"{datetime.fromtimestamp(arrived, UTC):%Y-%m-%dT%H:%M:%S+00:00}",
+        "unsent_bytes": _unsent(config),
+    }
+    since = "nothing has arrived yet" if lag is None else f"the last change that arrived is {lag:.0f} s old"
+    check = Check(
+        "replication_lag",
+        first or (lag is not None and lag <= found.maximum_lag_seconds),
+        f"every change at the replica within {found.maximum_lag_seconds} s",
+        f"{since}: {'the first copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
+        LOG,
+        warning=bool(fault),
+    )
+    checks = [check, *([] if found.standby else _alone(config, found))]
+    summary, hint = summarize("replication", checks)
+    if not hint and not fault:
+        summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
+    elif not hint:
+        summary = check.measured
+    return Result("replication", summary, checks=checks, data=data, hint=hint)
+
+
+def _known(config: Config, found: replica.Settings) -> dict[str, Any]:
+    return standby.known(config, found) if found.standby else replica.last_lineage(config) or {}
+
+
+def _first(config: Config, found: replica.Settings, fault: str) -> bool:
+    """Tell whether the first copy may still be on its way."""
+    if found.standby:
+        return standby.first_copy_age(config) < FIRST_COPY_SECONDS
+    return fault in (replica.SILENT, replica.TAKES_NOTHING) and _uptime(config, found) < FIRST_COPY_SECONDS
+
+
+def _alone(config: Config, found: replica.Settings) -> list[Check]:
+    """Check that no other host has begun a newer lineage; a store that does not answer is told of by the lag."""
+    try:
+        newer = failover.newer_lineage(config, found)
+    except Failure:
+        return []
+    said = f"lineage {newer:04} has begun after this host's: another host believes that it is the primary as well"
+    hint = "let one alone write: ansible-playbook playbooks/failover.yml fences this host, playbooks/rejoin.yml then"
+    return [Check("sole_primary", not newer, "one primary", said if newer else "one", f"{hint} makes it a standby")]
+
+
+def _wait(config: Config, found: replica.Settings) -> str:
+    """Wait until what is committed has arrived; return what went wrong, empty for nothing."""
+    deadline = time.monotonic() + found.maximum_lag_seconds
+    path = replica.socket(config)
+    # Just after its start the service does not answer yet.
+    while not _answers(path):
+        if time.monotonic() > deadline:
+            return f"replication is not running{_refused(config)}"
+        time.sleep(0.2)
+    while True:
+        try:
+            replica.arrive(config, found, deadline - time.monotonic())
+        except Failure as failure:
+            fault = str(failure).partition("cannot be read: ")[2] or str(failure)
+            if fault != replica.ASTRAY or time.monotonic() >= deadline:
+                return fault
+            _begin_anew(config, found)
+        else:
+            return ""
+
+
+def _refused(config: Config) -> str:
+    """Return why the service did not come up at its last try, if that was just now; empty for no such reason."""
+    last = runs.known(config, "last", "replicate")
+    if last is None or last["ok"]:
+        return ""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(last["finished"])).total_seconds()
+    return f": {last['summary']}" if 0 <= seconds < RECENT_SECONDS else ""
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _told(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Return what the running Litestream tells of itself; empty when it does not."""
+    options = ("-json", "-timeout", "5", "-socket", str(replica.socket(config)))
+    try:
+        answer: dict[str, Any] = json.loads(replica.run(found, "info", *options, seconds=10))
+    except (Failure, ValueError):
+        return {}
+    return answer
+
+
+def _uptime(config: Config, found: replica.Settings) -> float:
+    return float(_told(config, found).get("uptime_seconds", FIRST_COPY_SECONDS))
+
+
+def _arrived(config: Config, found: replica.Settings) -> float | None:
+    """Return when the replica was last proven to have everything, by this job and in this lineage.
+
+    Litestream's own last_sync_at does not say it: it moves on while Litestream fails to read the log.
+    """
+    success = runs.known(config, "success", "replication")
+    known = _known(config, found)
+    if not success or any(success["data"].get(name) != known.get(name) for name in ("lineage", "url")):
+        return None
+    arrived = success["data"].get("arrived")
+    return datetime.fromisoformat(arrived).timestamp() if isinstance(arrived, str) else None
+
+
+def _begin_anew(config: Config, found: replica.Settings) -> None:
+    """End Litestream, which is then started on an emptied log."""
+    if pid := _told(config, found).get("pid"):
+        os.kill(int(pid), signal.SIGTERM)
+
+
+def _unsent(config: Config) -> int:
+    """Return the bytes of changes that Litestream keeps on the host: those to send, and those of the last 5 minutes."""
+    files = [each for each in replica.home(config).rglob("*.ltx") if each.is_file()]
+    return sum(each.lstat().st_size for each in files)
+
+
+def state(config: Config) -> dict[str, Any] | None:
+    """Return what the last run of the job found: `lineage`, `url`, `lag_seconds`, `arrived`, `unsent_bytes`.
+
+    None where nothing is replicated. What is no such record, which the database's owner could write, is as if the job
+    had not run.
+    """
+    found = replica.settings(config)
+    if found is None:
+        return None
+    last = runs.known(config, "last", "replication")
+    known = {**NOTHING, **({name: last["data"].get(name) for name in NOTHING} if last else {})}
+    return {**(known if _sound(known) else NOTHING), "url": found.url}
+
+
+def _sound(known: dict[str, Any]) -> bool:
+    if type(known["lineage"]) is not int or type(known["unsent_bytes"]) is not int:
+        return False
+    if known["arrived"] is None:
+        return known["lag_seconds"] is None
+    try:
+        datetime.fromisoformat(known["arrived"]).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return type(known["lag_seconds"]) in (int, float)
+
+
+def check(config: Config) -> list[Check]:
+    """Check that the service runs; the job's own result tells of the lag."""
+    if replica.settings(config) is None:
+        return []
+    unit = replica.FOLLOW if standby.is_one(config) else UNIT
+    active = host.unit_properties(unit, "ActiveState").get("ActiveState", "unknown")
+    return [Check("replication", active == "active", "active", f"{unit} is {active}", f"systemctl restart {unit}")]
+
+
+def line(known: dict[str, Any]) -> str:
+    """Return the sentence of status."""
+    lag = known["lag_seconds"]
+    said = "nothing is known to have arrived" if lag is None else f"{lag:.1f} s behind at {known['arrived']}"
+    return f"replica: {known['url']}, lineage {known['lineage']:04}, {said}"

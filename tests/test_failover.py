@@ -1,0 +1,404 @@
+"""A standby and a failover, with Litestream itself: what follows, is refused, is promoted and is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import litestream
+import pytest
+from abathur_db import cli, doctor, failover, host, preflight, replica, replication, schema, standby, status
+from abathur_db.config import Config
+from abathur_db.result import Exit, Failure
+from databases import rows, value
+from test_replication import recorded, service
+
+LITESTREAM = litestream.find()["path"]
+
+
+@pytest.fixture(autouse=True)
+def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have settings, fence and units in a directory of the test, and no systemd."""
+    monkeypatch.setattr(replica, "SETTINGS", tmp_path / "replication.yml")
+    monkeypatch.setattr(host, "FENCE", tmp_path / "fenced")
+    monkeypatch.setattr(host, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(standby, "LOOK_AGAIN_SECONDS", 0.2)
+    (tmp_path / "units").mkdir()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what systemd is told; every unit of the application is there."""
+    said: list[str] = []
+    monkeypatch.setattr(host, "control", lambda *arguments: said.append(" ".join(arguments)))
+    monkeypatch.setattr(
+        host, "properties_of", lambda units, *_: {each: {"Id": each, "LoadState": "loaded"} for each in units}
+    )
+    return said
+
+
+def settings(conf: Config, *, follows: bool, **others: Any) -> None:
+    values = {
+        "database": str(conf.database),
+        "url": f"file://{replica.SETTINGS.parent}/store",
+        "host_key": "",
+        "litestream": LITESTREAM,
+        "maximum_lag_seconds": 5,
+        "keep_days": 7,
+        "standby": follows,
+    }
+    replica.SETTINGS.write_text(json.dumps({**values, **others}))
+
+
+def as_root(conf: Config) -> Config:
+    """Return the configuration of a host that is deployed to, where the owner is whoever runs the tests."""
+    return replace(conf, owner=pwd.getpwuid(os.geteuid()).pw_name, application_units=["abathur.service"])
+
+
+@pytest.fixture
+def primary(conf: Config, tmp_path: Path) -> Config:
+    """Return a primary with a database of its own."""
+    (tmp_path / "one").mkdir()
+    made = replace(conf, database=tmp_path / "one/abathur.db", state_directory=tmp_path / "one/state")
+    schema.init(made)
+    settings(made, follows=False)
+    return made
+
+
+@pytest.fixture
+def follower(conf: Config, tmp_path: Path) -> Config:
+    """Return a host that is to follow it."""
+    (tmp_path / "two/state").mkdir(parents=True)
+    return replace(
+        conf,
+        database=tmp_path / "two/abathur.db",
+        state_directory=tmp_path / "two/state",
+        install_directory=tmp_path / "two/state",
+    )
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    while not (found := condition()):
+        time.sleep(0.05)
+    return found
+
+
+def replicated(primary: Config, monkeypatch: pytest.MonkeyPatch, count: int, name: str) -> None:
+    """Let the primary write some rows, and send them."""
+    settings(primary, follows=False)
+    with service(primary, monkeypatch):
+        rows(primary.database, count, name)
+        assert replication.replication(primary).ok
+        while not any(each["level"] == 9 for each in replica.changes(primary, replica.required(primary), 1)):
+            time.sleep(0.1)
+
+
+@contextmanager
+def following(follower: Config) -> Iterator[list[Any]]:
+    """Follow, as the unit does, until the end; yields what it ended with, once it has."""
+    settings(follower, follows=True)
+    ended: list[Any] = []
+    children: list[Any] = []
+    original = standby._following
+
+    def started(*arguments: Any) -> Any:
+        children.append(original(*arguments))
+        return children[-1]
+
+    def work() -> None:
+        try:
+            ended.append(standby.follow(follower))
+        except Failure as failure:
+            ended.append(failure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(standby, "_following", started)
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield ended
+        finally:
+            if children:
+                children[0].terminate()
+            thread.join()
+
+
+def caught_up(follower: Config) -> standby.Copy:
+    found: standby.Copy = wait(lambda: standby.current(follower))
+    return found
+
+
+def test_a_standby_follows_and_shows_its_lag(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 5, "user:1")
+    with following(follower):
+        copy = caught_up(follower)
+        result = recorded(follower, replication.replication(follower))
+        assert result.ok
+        assert result.summary.endswith(", in lineage 0001")
+        shown = "\n".join(status.status(follower).report())
+        assert "a standby: schema version 1, " in shown
+        assert "lineage 0001, 0." in shown
+        assert value(copy.path, "SELECT count(*) FROM memory_entries") == 5
+        assert [each.id for each in doctor.doctor(follower).checks if each.id == "standby"] == ["standby"]
+    assert not follower.database.exists()
+
+
+def test_a_restart_makes_a_new_copy_and_the_old_one_stays_until_it_has_caught_up(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        first = caught_up(follower)
+    (standby.place(follower) / "0001-5").mkdir()
+    with following(follower):
+        wait(lambda: standby.current(follower) not in (None, first))
+    assert [each.folder.exists() for each in (first, standby.copies(follower)[0])] == [False, True]
+    assert len(standby.copies(follower)) == 1
+
+
+def test_a_newer_lineage_is_moved_on_to(primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower) as ended:
+        caught_up(follower)
+        found = replica.required(follower)
+        (replica.SETTINGS.parent / "store/0002").mkdir()
+        shutil.copytree(replica.SETTINGS.parent / "store/0001/ltx", replica.SETTINGS.parent / "store/0002/ltx")
+        assert replica.newest(follower, found) == 2
+        wait(lambda: ended)
+        assert ended[0].summary == "lineage 0002 has begun after 0001; it is followed from now on"
+
+
+def test_what_cannot_be_followed_is_said(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings(primary, follows=False)
+    with pytest.raises(Failure, match="this host is no standby") as refused:
+        standby.follow(primary)
+    assert refused.value.code is Exit.USAGE
+    settings(primary, follows=True)
+    with pytest.raises(Failure, match=r"abathur\.db is its own"):
+        standby.follow(primary)
+    settings(follower, follows=True)
+    with pytest.raises(Failure, match="has no lineage to follow yet"):
+        standby.follow(follower)
+    assert standby.level(follower, replica.required(follower), 0)[0] == "the replica has no lineage yet"
+    assert standby.checks(follower)[0].measured == "there is no copy yet"
+    assert replication.replication(follower).ok  # the first copy has its time
+    assert standby.first_copy_age(follower) == 0
+    replicated(primary, monkeypatch, 1, "user:1")
+    settings(follower, follows=True)
+    monkeypatch.setattr(replica, "newest", lambda *_: 1)
+    settings(follower, follows=True, litestream="/nonexistent/litestream")
+    with pytest.raises(Failure, match="/nonexistent/litestream cannot be run"):
+        standby.follow(follower)
+    assert standby.first_copy_age(follower) < 60
+    program = tmp_path / "ends"
+    program.write_text("#!/bin/sh\ncat >/dev/null\nsleep 0.5\nexit 3\n")
+    program.chmod(0o755)
+    settings(follower, follows=True, litestream=str(program))
+    with pytest.raises(Failure, match="has stopped following lineage 0001, with exit code 3"):
+        standby.follow(follower)
+
+
+def test_a_copy_that_is_none_does_not_answer(follower: Config) -> None:
+    settings(follower, follows=True)
+    folder = standby.place(follower) / "0001-1"
+    folder.mkdir(parents=True)
+    (folder / "ready").touch()
+    (folder / "abathur.db").write_text("no database")
+    assert not standby.checks(follower)[0].ok
+    (folder / "abathur.db-txid").write_text("no number")
+    assert standby.copies(follower)[0].applied() == 0
+
+
+def test_a_fence_stops_all_that_writes_and_is_there_once(primary: Config, told: list[str]) -> None:
+    conf = as_root(primary)
+    (host.UNITS / replica.UNIT).touch()
+    wants = host.UNITS / "timers.target.wants"
+    wants.mkdir()
+    (wants / "abathur-db@backup.timer").touch()
+    assert failover.fence(conf, dry_run=True).changed
+    assert not host.fenced()
+    assert failover.fence(conf).changed
+    assert told == [
+        "daemon-reload",
+        "disable --now abathur-db@backup.timer",
+        "stop abathur-db@*.service abathur.service",
+        f"disable --now {replica.UNIT}",
+    ]
+    assert f"AssertPathExists=!{host.FENCE.name}" not in failover.ASSERTION
+    assert (host.UNITS / "abathur.service.d" / failover.DROP_IN).read_text() == failover.ASSERTION
+    again = failover.fence(conf)
+    assert not again.changed
+    assert again.summary.startswith("fenced already, since 20")
+
+
+def test_a_fenced_host_refuses_what_writes(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = as_root(primary)
+    assert failover.may_write(conf).ok
+    host.FENCE.write_text("2026-11-25T12:00:00+00:00\n")
+    with pytest.raises(Failure, match="backup is the primary's work: this host is fenced since 2026") as refused:
+        failover.refuse(conf, "backup")
+    assert "rejoin.yml" in refused.value.hint
+    settings(primary, follows=True)
+    with pytest.raises(Failure, match="this host is a standby") as refused:
+        failover.refuse(conf, "backup")
+    assert "failover.yml" in refused.value.hint
+    # A database of one's own is nobody's primary.
+    assert failover.may_write(primary).ok
+    mask = os.umask(0o077)
+    for configured, code in ((conf, 1), (primary, 0)):
+        monkeypatch.setattr(cli, "_configuration", lambda _, configured=configured: configured)
+        assert cli.main(["checkpoint"]) == code
+    os.umask(mask)
+    assert "checkpoint is the primary's work: this host is a standby" in capsys.readouterr().err
+
+
+def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    conf = as_root(follower)
+    replicated(primary, monkeypatch, 3, "user:1")
+    settings(follower, follows=True)
+    with pytest.raises(Failure, match="has no copy that has caught up once"):
+        failover.promote(conf, lose_rows=False)
+    with pytest.raises(Failure, match="has no copy any more"):
+        failover._take(conf, replica.required(conf))
+    with following(follower):
+        caught_up(follower)
+        replicated(primary, monkeypatch, 4, "user:2")
+        settings(follower, follows=True)
+        host.FENCE.write_text("now\n")
+        assert failover.promote(conf, lose_rows=False, dry_run=True).data["lineage"] == 1
+        assert not follower.database.exists()
+        wait(lambda: standby.level(follower, replica.required(follower), 5)[0] == "")
+        (host.UNITS / replica.FOLLOW).touch()
+        del told[:]
+        result = failover.promote(conf, lose_rows=False)
+    assert result.changed
+    assert result.data["recovery_point"].startswith("20")
+    assert told == [
+        f"start {replica.FOLLOW}",
+        f"stop {replica.FOLLOW}",
+        "daemon-reload",
+        f"disable --now {replica.FOLLOW}",
+        f"enable --now {replica.UNIT}",
+        "start abathur.service",
+    ]
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
+    assert not host.fenced()
+    assert not replica.required(follower).standby
+    assert not standby.place(follower).exists()
+    assert "it is a primary" in failover.promote(conf, lose_rows=False).summary
+
+
+def test_a_copy_that_was_torn_is_fetched_anew(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 3, "user:1")
+    with following(follower):
+        copy = caught_up(follower)
+    with copy.path.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"torn" * 2048)
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "point", lambda *_: None)
+        with pytest.raises(Failure, match="corrupt"):
+            failover._take(follower, replica.required(follower))
+    failover._take(follower, replica.required(follower))
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 3
+
+
+def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = as_root(follower)
+    monkeypatch.setattr(standby, "LEVEL_SECONDS", 0)
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        caught_up(follower)
+        recorded(follower, replication.replication(follower))
+    replicated(primary, monkeypatch, 1, "user:2")
+    settings(follower, follows=True, maximum_lag_seconds=0)
+    time.sleep(1)
+    with pytest.raises(Failure, match=r"more than 0 s ago: the copy has transaction \d+ of lineage 0001") as refused:
+        failover.promote(conf, lose_rows=False, dry_run=True)
+    assert "abathur_db_failover_lose_rows=true" in refused.value.hint
+    assert failover.promote(conf, lose_rows=True, dry_run=True).data["fault"]
+    settings(follower, follows=True, maximum_lag_seconds=60)
+    assert failover.promote(conf, lose_rows=False, dry_run=True).data["recovery_point"].startswith("20")
+    settings(follower, follows=True, litestream="/nonexistent/litestream")
+    assert "cannot be run" in failover._caught_up(follower, replica.required(follower), lose_rows=True)["fault"]
+
+
+@pytest.mark.usefixtures("told")
+def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    conf = as_root(primary)
+    replicated(primary, monkeypatch, 2, "user:1")
+    with pytest.raises(Failure, match="may be the newest there is"):
+        failover.rejoin(conf)
+    host.FENCE.write_text("now\n")
+    assert failover.promote(conf, lose_rows=False, dry_run=True).changed
+    assert "the fence is gone" in failover.promote(conf, lose_rows=False).summary
+    shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
+    with service(primary, monkeypatch):
+        result = replication.replication(primary)
+        assert not result.ok
+        assert "lineage 0002 has begun after this host's" in result.summary
+    host.FENCE.write_text("now\n")
+    with pytest.raises(Failure, match="lineage 0002 is newer than this host's"):
+        failover.promote(conf, lose_rows=False)
+    assert failover.rejoin(conf, dry_run=True).changed
+    assert primary.database.exists()
+    result = failover.rejoin(conf)
+    kept = Path(result.data["kept"]) / "abathur.db"
+    assert value(kept, "SELECT count(*) FROM memory_entries") == 2
+    assert not primary.database.exists()
+    assert standby.is_one(primary)
+    assert failover.rejoin(conf).summary == "this host has no database of its own"
+
+
+def test_a_store_that_does_not_answer_is_no_second_primary(primary: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    settings(primary, follows=False, litestream="/nonexistent/litestream")
+    assert replication._alone(primary, replica.required(primary)) == []
+
+
+def test_a_deploy_is_told_what_a_standby_is(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    isdir = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/run/systemd/system" or isdir(path))
+    home = Path("/var/lib") / f"abathur-failover-{os.getpid()}"
+    home.mkdir(mode=0o700)
+    conf = replace(as_root(conf), database=home / "data/a.db", backup_directory=home / "b")
+    conf = replace(conf, state_directory=home / "s", install_directory=home / "o")
+    try:
+        fresh = preflight.preflight(conf, "r", "{}", standby=True)
+        assert fresh.ok, fresh.summary
+        assert not fresh.data["current"]
+        assert not fresh.data["backup_needed"]
+        host.FENCE.write_text("now\n")
+        assert [each.id for each in preflight.preflight(conf, "", "").checks if not each.ok] == ["fence"]
+        conf = replace(conf, owner="")
+        conf.database.parent.mkdir(mode=0o700)
+        schema.init(conf)
+        own = preflight.preflight(conf, "", "", standby=True)
+        assert [each.id for each in own.checks if not each.ok] == ["database"]
+        assert "rejoin.yml" in own.hint
+        assert preflight.preflight(conf, "", "").ok
+    finally:
+        shutil.rmtree(home)

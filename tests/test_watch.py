@@ -1,0 +1,176 @@
+"""Litestream is set back on the database's way, however it left it: with Litestream itself, and real logs."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abathur_db import database, proof, replica, replication, watch
+from abathur_db.config import Config
+from abathur_db.result import Failure
+from databases import rows, value
+from test_replication import Configure, conf, configure, restored, service
+
+__all__ = ["conf", "configure"]
+
+Captured = pytest.CaptureFixture[str]
+
+COUNT = "SELECT count(*) FROM memory_entries"
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    while not (known := condition()):
+        time.sleep(0.02)
+    return known
+
+
+def killed_while_committing(conf: Config, count: int, name: str) -> None:
+    """Leave a transaction in the log as a process does that is killed between flushing it and telling the others."""
+    index = database.sidecars(conf.database)[1]
+    before = index.read_bytes()[:136]
+    rows(conf.database, count, name)
+    with index.open("r+b") as stream:
+        stream.write(before)
+
+
+def sent_more(conf: Config) -> bool:
+    """Tell whether Litestream has read more than is committed."""
+    place = replica.position(conf, 1)
+    return place is not None and place.end > replica.committed(conf).end
+
+
+def is_the_database(conf: Config, copy: Path) -> None:
+    """Check that a copy is sound and has the rows of the database."""
+    rows_of = (
+        "SELECT group_concat(namespace || key || value) FROM (SELECT * FROM memory_entries ORDER BY namespace, key)"
+    )
+    with proof.examined(copy, "the copy"):
+        pass
+    assert value(copy, rows_of) == value(conf.database, rows_of)
+
+
+@pytest.mark.usefixtures("configure")
+def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_database(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    with service(conf, monkeypatch) as first:
+        rows(conf.database, 50)
+        assert replication.replication(conf).ok
+        killed_while_committing(conf, 20, "user:lost")
+        wait(lambda: sent_more(conf))
+        # As long as nothing stands in its place the replica has all that is committed.
+        assert replication.replication(conf).ok
+        assert first.poll() is None
+        rows(conf.database, 200, "user:2")
+        first.wait()
+        assert replication.replication(conf).ok
+        assert value(conf.database, COUNT) == 250
+    is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
+    said = capfd.readouterr().err
+    assert "Litestream found another transaction than it had sent, before byte " in said
+    assert "a process was killed while it committed\nthe whole database is sent again" in said
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_shorter_transaction_in_the_place_of_the_one_that_never_was_is_found_by_the_job(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(conf, monkeypatch) as first:
+        rows(conf.database, 5)
+        assert replication.replication(conf).ok
+        killed_while_committing(conf, 300, "user:lost")
+        wait(lambda: sent_more(conf))
+        rows(conf.database, 1, "user:2")
+        assert sent_more(conf)
+        assert replication.replication(conf).ok
+        assert first.wait() == 0
+        assert value(conf.database, COUNT) == 6
+    is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_log_that_was_begun_anew_meanwhile_makes_it_send_the_whole_database(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    with service(conf, monkeypatch):
+        rows(conf.database, 5)
+        assert replication.replication(conf).ok
+    rows(conf.database, 5, "user:2")
+    assert not watch._begins_well(conf, 1)
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).data["lineage"] == 1
+    is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
+    assert "the whole database is sent again" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_log_that_goes_on_is_gone_on_with(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    with database.opened(conf.database, 100) as connection:
+        connection.execute(COUNT).fetchone()
+        for name in ("user:1", "user:2"):
+            with service(conf, monkeypatch):
+                rows(conf.database, 5, name)
+                assert replication.replication(conf).ok
+    is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_checkpoint_of_less_than_was_sent_is_found(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = replica.Log(b"", replica.LOG_HEADER + 7 * (replica.FRAME_HEADER + 4096))
+    monkeypatch.setattr(replica, "change", lambda *_: sent)
+    way = watch.Way(conf, 1, emptied=False)
+    assert way.leaves({"msg": "sync", "txid": "1", "offset": 32}) == ""
+    assert way.leaves({"msg": "db sync"}) == ""
+    assert way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,7,7"}) == ""
+    assert way.leaves({"msg": "checkpoint", "mode": "TRUNCATE", "result": "0,0,0"}) == ""
+    said = way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,6,6"})
+    assert said == "Litestream had sent 28872 bytes of a log of 24752"
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_whole_copy_is_expected_of_an_emptied_log_and_once_only(conf: Config) -> None:
+    way = watch.Way(conf, 1, emptied=True)
+    step = {"msg": "sync", "txid": "1", "offset": 4152, "snap": "true"}
+    assert way.leaves(step) == ""
+    assert way.leaves(step) == "Litestream found another transaction than it had sent, before byte 4152 of the log"
+
+
+def test_a_litestream_that_ends_with_an_error_is_said_with_its_last_words(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    fake = tmp_path / "litestream"
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = replicate ] || { echo "[]"; exit; }\n'
+        'echo \'{"level": "WARN", "msg": "odd", "error": "very"}\' >&2; echo panic >&2; exit 3\n'
+    )
+    fake.chmod(0o755)
+    configure(litestream=str(fake))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(Failure, match="Litestream ended with exit code 3"):
+        replication.replicate(conf)
+    assert capfd.readouterr().err == "odd: very\npanic\n"
+
+
+def test_the_log_is_emptied_as_soon_as_the_readers_let_it(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows(conf.database, 1)
+    reader = sqlite3.connect(conf.database, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute(COUNT).fetchone()
+    rows(conf.database, 1, "user:2")
+    monkeypatch.setattr(watch, "WAIT_MS", 10)
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _: reader.execute("COMMIT"))
+    assert watch._emptied(conf, stop)
+    assert database.wal_bytes(conf.database) == 0
+    reader.close()
+    stop.set()
+    assert not watch._emptied(conf, stop)
