@@ -304,6 +304,11 @@ def test_a_store_that_answers_and_takes_nothing_may_be_full(
         assert replication.replication(conf).summary.endswith("/nonexistent cannot be run: No such file or directory")
 
 
+def test_a_litestream_that_cannot_be_asked_tells_nothing(conf: Config, configure: Configure) -> None:
+    configure(litestream="/nonexistent")
+    assert replication._told(conf, found(conf)) == {}
+
+
 def test_a_store_that_is_silent_is_not_waited_for(
     conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

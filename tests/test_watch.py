@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import threading
@@ -92,6 +93,19 @@ def test_a_shorter_transaction_in_the_place_of_the_one_that_never_was_is_found_b
         assert first.wait() == 0
         assert value(conf.database, COUNT) == 6
     is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
+
+
+def test_what_was_sent_and_is_in_the_log_no_more_was_never_committed(conf: Config) -> None:
+    reader = sqlite3.connect(conf.database)
+    rows(conf.database, 1)
+    reader.execute(COUNT).fetchone()
+    killed_while_committing(conf, 1, "user:lost")
+    log, file = replica.committed(conf), database.sidecars(conf.database)[0]
+    place = replica.Log(log.salts, file.stat().st_size)
+    assert replica.on_track(conf, place, log)
+    os.truncate(file, log.end)
+    assert not replica.on_track(conf, place, log)
+    reader.close()
 
 
 @pytest.mark.usefixtures("configure")
