@@ -41,10 +41,11 @@ def may_write(config: Config) -> Check:
 
 
 def check(config: Config) -> list[Check]:
-    """Check that a standby has a copy that answers; of any other host that it may write."""
+    """Check that a standby has a copy that answers; of a host that is replicated, or fenced, that it may write."""
     if standby.is_one(config):
         return standby.checks(config)
-    return [may_write(config)] if config.owner else []
+    fence = may_write(config)
+    return [fence] if config.owner and (replica.settings(config) or not fence.ok) else []
 
 
 def _drop_ins(config: Config) -> list[Path]:
