@@ -148,7 +148,8 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         if data
         else f"{config.database} is this host's own, and the fence is gone"
     )
-    return Result("promote", f"this host is the primary: {told}", changed=True, data=data)
+    hint = "its timers come with a deploy: ansible-playbook deploy.yml"
+    return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)
 
 
 def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict[str, Any]:

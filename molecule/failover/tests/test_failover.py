@@ -39,11 +39,11 @@ def standby() -> Any:
 
 
 def inventory(tmp_path: Path, *, cut_off: bool = False, standby: str = STANDBY) -> str:
-    """Return this scenario's inventory with another standby, or with a primary that ssh does not reach."""
+    """Return this scenario's inventory with another standby or none, or with a primary that ssh does not reach."""
     former = Path(os.environ["MOLECULE_INVENTORY_FILE"])
     found = yaml.safe_load(former.read_text())
     hosts = found["abathur"]["hosts"]
-    found["abathur_standby"]["hosts"] = {standby: dict(hosts[standby])}
+    found["abathur_standby"]["hosts"] = {standby: dict(hosts[standby])} if standby else {}
     if cut_off:
         # A port where nobody listens.
         for group in found.values():
@@ -105,6 +105,14 @@ def test_a_standby_that_is_deployed_again_stays_as_it_is(playbook: Playbook) -> 
     done = playbook("deploy.yml", "--limit", STANDBY)
     assert done.returncode == 0, done.stdout
     assert re.search(rf"{STANDBY} .*changed=0 ", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("name", ["failover", "rejoin"])
+def test_without_a_standby_nothing_is_done(playbook: Playbook, primary: Any, tmp_path: Path, name: str) -> None:
+    done = playbook(f"playbooks/{name}.yml", inventory=inventory(tmp_path, standby=""))
+    assert done.returncode != 0
+    assert 'There is no host in the group "abathur_standby", so nothing was done.' in " ".join(done.stdout.split())
+    assert primary.service("abathur.service").is_running
 
 
 def test_no_standby_is_promoted_while_its_primary_may_be_alive(

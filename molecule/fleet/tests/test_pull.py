@@ -135,7 +135,7 @@ def test_a_pull_repairs_what_differs_and_says_when_nothing_does(repository: Repo
     assert pulled() == [True, True]
     assert all(host.service("abathur-db@vacuum.timer").is_enabled for host in hosts())
     assert pulled() == [True, True]
-    assert ["1 hosts: 1 unchanged" in said for said in journals("abathur-pull", "-n 20")] == [True, True]
+    assert ["1 host: 1 unchanged" in said for said in journals("abathur-pull", "-n 20")] == [True, True]
 
 
 def test_a_bad_commit_leaves_the_host_as_it_was_and_is_an_alert(repository: Repository) -> None:

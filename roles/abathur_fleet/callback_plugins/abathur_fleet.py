@@ -80,7 +80,8 @@ class CallbackModule(CallbackBase):
             line = f"{row['host']:{host}}  {row['state']:{state}}  {row['reason'] or _release(row)}"
             self._display.display(line.rstrip(), color=_color(row["state"]))
         counts = Counter(row["state"] for row in rows)
-        self._display.display(f"{len(rows)} hosts: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        hosts = f"{len(rows)} host{'' if len(rows) == 1 else 's'}"
+        self._display.display(f"{hosts}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
     def _row(self, stats: Any, name: str) -> dict[str, str]:
         """Return what came of a host."""
