@@ -94,6 +94,10 @@ CASES: dict[str, Case] = {
         {"abathur_replication_enabled": True, "abathur_replication_url": "sftp://me:hidden@host/path"},
         r'abathur_replication_url is "sftp://\*\*\*@host/path", which is not',
     ),
+    "a replica at a server that could be anybody": (
+        {"abathur_replication_enabled": True, "abathur_replication_url": "sftp://me@host/path"},
+        "abathur_replication_credentials and abathur_replication_host_key are empty",
+    ),
     "a replica above its directory": (
         {"abathur_replication_enabled": True, "abathur_replication_url": "file:///srv/../etc"},
         'abathur_replication_url is "file:///srv/../etc", which is not',

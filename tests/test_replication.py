@@ -309,6 +309,36 @@ def test_a_litestream_that_cannot_be_asked_tells_nothing(conf: Config, configure
     assert replication._told(conf, found(conf)) == {}
 
 
+@pytest.mark.usefixtures("configure")
+def test_what_comes_after_the_proof_began_is_not_waited_for(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an application that always has one more change on its way, and begins the log anew in between."""
+    logs = iter([replica.Log(b"one", 500), *[replica.Log(b"two", end) for end in range(600, 2000, 100)]])
+    read = iter([replica.Log(b"one", 400, 1), *[replica.Log(b"two", 50, number) for number in range(2, 20)]])
+    there = iter(range(20))
+    monkeypatch.setattr(replica, "committed", lambda _: next(logs))
+    monkeypatch.setattr(replica, "position", lambda *_: next(read))
+    monkeypatch.setattr(replica, "on_track", lambda *_: True)
+    monkeypatch.setattr(replica, "changes", lambda *_: [{"max_txid": f"{next(there):x}"}])
+    monkeypatch.setattr(replica, "POLL_SECONDS", 0)
+    replica.arrive(conf, found(conf), 10)
+    assert next(there) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "short"),
+    [
+        ("ssh: handshake failed: ssh: unable to authenticate, attempted methods [none publickey]", "the credentials"),
+        ("ssh: handshake failed: ssh: host key mismatch", "another host key than abathur_replication_host_key"),
+        ("cannot parse sftp host key: ssh: no key found", "abathur_replication_host_key is no public key"),
+        ("sftp: cannot parse sftp key path: ssh: no key found", "abathur_replication_credentials is no private key"),
+        ("cannot parse sftp key path: ssh: this private key is passphrase protected", "has a passphrase"),
+        ("dial tcp 127.0.0.1:22: connect: connection refused", "the store does not answer"),
+    ],
+)
+def test_what_an_sftp_server_refuses_is_said_in_a_few_words(said: str, short: str) -> None:
+    assert short in replica.reason(said)
+
+
 def test_a_store_that_is_silent_is_not_waited_for(
     conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,8 @@ def test_a_checkpoint_of_less_than_was_sent_is_found(conf: Config, monkeypatch: 
     assert way.leaves({"msg": "db sync"}) == ""
     assert way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,7,7"}) == ""
     assert way.leaves({"msg": "checkpoint", "mode": "TRUNCATE", "result": "0,0,0"}) == ""
+    # SQLite's answer where the application itself is at a checkpoint.
+    assert way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "1,-1,-1"}) == ""
     said = way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,6,6"})
     assert said == "Litestream had sent 28872 bytes of a log of 24752"
 
@@ -169,7 +171,7 @@ def test_a_litestream_that_ends_with_an_error_is_said_with_its_last_words(
     fake.chmod(0o755)
     configure(litestream=str(fake))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(Failure, match="Litestream ended with exit code 3"):
+    with pytest.raises(Failure, match="Litestream ended with exit code 3: panic"):
         replication.replicate(conf)
     assert capfd.readouterr().err == "odd: very\npanic\n"
 

@@ -62,6 +62,10 @@ TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
 REASONS = (
     (r"NoSuchBucket", "the bucket does not exist"),
     (r"get credentials", "there are no credentials for the store"),
+    (r"host key mismatch", "the server shows another host key than abathur_replication_host_key"),
+    (r"cannot parse sftp host key", "abathur_replication_host_key is no public key"),
+    (r"passphrase protected", "the private key in abathur_replication_credentials has a passphrase"),
+    (r"cannot parse sftp key", "abathur_replication_credentials is no private key"),
     (
         r"SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied|StatusCode: 40[13]|unable to authenticate",
         "the store refuses the credentials",
@@ -220,18 +224,20 @@ def arrive(config: Config, found: Settings, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     wanted, number = committed(config), (last_lineage(config) or {"lineage": 1})["lineage"]
-    astray = None
+    astray = aim = None
     while True:
         there = max((int(each["max_txid"], 16) for each in changes(config, found, number)), default=0)
         now, place = committed(config), position(config, number)
-        # Begun anew, which waits for Litestream to have read the former one.
-        wanted = wanted if wanted.salts == now.salts else now
         if place and not on_track(config, place, now):
             # Once may be a look at two moments.
             if astray == (place, now):
                 raise Failure(f"the replica {found.url} cannot be read: {ASTRAY}", "see abathur-db status")
-            astray = place, now
-        elif place and place.salts == wanted.salts and place.end >= wanted.end and there >= place.change:
+            astray, aim = (place, now), None
+        elif aim is None and place and place.salts == now.salts:
+            # A log that was begun anew waited for Litestream to have read the former one. Later changes are not waited
+            # for: where one more is always on its way that would never end.
+            aim = place.change if place.salts != wanted.salts or place.end >= wanted.end else None
+        if aim is not None and there >= aim:
             return
         if time.monotonic() >= deadline:
             raise Failure(f"the replica {found.url} cannot be read: {TAKES_NOTHING}", "see abathur-db status")

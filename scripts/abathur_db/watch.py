@@ -54,11 +54,12 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
     while not stop.is_set() and (sound or _emptied(config, stop)):
         child = _started(arguments)
         with child:
-            astray = _goes_astray(child, Way(config, number, emptied=not sound))
+            way = Way(config, number, emptied=not sound)
+            astray = _goes_astray(child, way)
             if astray:
                 child.kill()
         if child.returncode and not astray and not stop.is_set():
-            raise Failure(f"Litestream ended with exit code {child.returncode}", LOG)
+            raise Failure(f"Litestream ended with exit code {child.returncode}: {replica.reason(way.said)}", LOG)
         # It is ended without an error by the job replication as well, when that finds it astray.
         sound = False
 
@@ -107,8 +108,8 @@ def _goes_astray(child: subprocess.Popen[str], way: Way) -> bool:
         except ValueError:
             told = {"level": "ERROR", "msg": line.strip()}
         if told.get("level") in TOLD:
-            words = ": ".join(str(told[name]) for name in ("msg", "error") if told.get(name))
-            sys.stderr.write(textwrap.shorten(words, SENTENCE, placeholder=" …") + "\n")
+            way.said = ": ".join(str(told[name]) for name in ("msg", "error") if told.get(name))
+            sys.stderr.write(textwrap.shorten(way.said, SENTENCE, placeholder=" …") + "\n")
         if why := way.leaves(told):
             sys.stderr.write(f"{why}: a process was killed while it committed\n")
             return True
@@ -123,6 +124,8 @@ class Way:
         self.config, self.number, self.emptied = config, number, emptied
         self.frame = replica.FRAME_HEADER + replica.page_bytes(config)
         self.change, self.end = "", 0
+        self.said = ""
+        """What Litestream last warned of."""
 
     def leaves(self, told: dict[str, Any]) -> str:
         """Return how Litestream leaves the database's way with this step; empty when it stays on it."""
@@ -136,7 +139,9 @@ class Way:
         elif step == "db sync":
             self.end = replica.change(self.config, self.number, self.change).end
         elif step == "checkpoint" and told["mode"] == "PASSIVE":
-            end = replica.LOG_HEADER + self.frame * int(told["result"].split(",")[1])
-            if self.end > end:
+            frames = int(told["result"].split(",")[1])
+            end = replica.LOG_HEADER + self.frame * frames
+            # -1 where SQLite says nothing of the log: somebody else was at the same work.
+            if frames >= 0 and self.end > end:
                 return f"Litestream had sent {self.end} bytes of a log of {end}"
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -77,10 +78,15 @@ def arrived(host: Any) -> set[str]:
     host.check_output("systemctl stop abathur.service")
     assert wait(lambda: proof(host)["ok"]), proof(host)["summary"]
     about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
-    place = about["url"].replace("?", f"/{lineage(host):04}?")
+    place = f'"{about["url"].replace("?", f"/{lineage(host):04}?")}"'
+    if about["url"].startswith("sftp:"):
+        one = {"url": f"{about['url']}/{lineage(host):04}", "key-path": HIDDEN, "host-key": about["host_key"]}
+        encoded = base64.b64encode(json.dumps({"dbs": [{"path": "/abathur.db", "replica": one}]}).encode()).decode()
+        host.check_output(f"echo {encoded} | base64 -d > /root/restore.yml")
+        place = "-config /root/restore.yml /abathur.db"
     host.check_output(
         f"sh -c 'rm -f /root/restored.db; AWS_SHARED_CREDENTIALS_FILE={HIDDEN} {about['litestream']} restore"
-        f' -integrity-check full -o /root/restored.db "{place}"\''
+        f" -integrity-check full -o /root/restored.db {place}'"
     )
     return sessions(host, "/root/restored.db")
 
@@ -214,3 +220,42 @@ def test_switched_off_nothing_is_left_but_the_replica_and_on_again_begins_the_ne
         assert lineage(host) == before[host.backend.get_hostname()] + 1
     again = playbook("deploy.yml")
     assert re.findall(r"changed=(\d+) .*failed=(\d+)", again.stdout.partition("PLAY RECAP")[2]) == [("0", "0")] * 3
+
+
+def test_an_sftp_server_is_a_place_for_a_replica_too(playbook: Any) -> None:
+    host = hosts()[0]
+    name = host.backend.get_hostname()
+    key, server = (host.check_output(f"cat {path}") for path in ("/root/keeper", "/etc/ssh/sftp_host_key.pub"))
+    port = host.check_output("grep -oP '^Port \\K.*' /etc/ssh/sftp_config")
+    variables = {
+        "abathur_replication_url": f"sftp://keeper@127.0.0.1:{port}/replicas/{name}",
+        "abathur_replication_credentials": f"{key}\n",
+        "abathur_replication_host_key": " ".join(server.split()[:2]),
+    }
+    done = playbook("deploy.yml", "--limit", name, "-e", json.dumps(variables))
+    assert done.returncode == 0, done.stdout
+    assert proof(host)["data"]["url"] == variables["abathur_replication_url"]
+    assert proof(host)["data"]["lineage"] == 1
+    time.sleep(5)
+    assert acknowledged(host) - arrived(host) == set()
+    host.check_output("systemctl start abathur.service abathur-db@drill.service")
+    assert "the replica of " in host.check_output("cat /var/lib/abathur-db/last/drill.json")
+    # It asks for the key anew with each connection.
+    host.check_output("ssh-keygen -q -t ed25519 -N '' -f /root/stranger")
+    host.check_output(f"sh -c 'cat /root/stranger > {HIDDEN}' && systemctl restart abathur-db-replicate")
+    assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
+    assert "the store refuses the credentials" in said(host)
+    host.check_output(f"sh -c 'cat /root/keeper > {HIDDEN}' && systemctl restart abathur-db-replicate")
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
+    other = "mv /etc/ssh/sftp_host_key /root/former && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/sftp_host_key <<< y"
+    host.check_output(f'bash -c "{other}" && systemctl restart sftp abathur-db-replicate')
+    shown = "the server shows another host key than abathur_replication_host_key"
+    assert wait(lambda: shown in proof(host)["summary"]), proof(host)["summary"]
+    assert shown in said(host)
+    host.check_output("mv /root/former /etc/ssh/sftp_host_key && systemctl restart sftp abathur-db-replicate")
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
+    assert acknowledged(host) - arrived(host) == set()
+    # Back at the store, whose lineages are as they were: the next one is begun.
+    assert playbook("deploy.yml", "--limit", name).returncode == 0
+    assert lineage(host) > 1
+    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
