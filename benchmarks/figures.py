@@ -11,6 +11,7 @@ from pygal.style import CleanStyle  # type: ignore[import-untyped]  # pygal has 
 UNITS = {
     "s": "{:.2f} s",
     "ms": "{:.0f} ms",
+    "µs": "{:.0f} µs",
     "MB": "{:.0f} MB",
     "/s": "{:.0f}/s",
     "rows": "{:.0f} rows",
