@@ -25,6 +25,7 @@ import fleet  # noqa: E402 - after the path to scripts/
 import jobs  # noqa: E402 - after the path to scripts/
 import limits  # noqa: E402 - after the path to scripts/
 import load  # noqa: E402 - after the path to scripts/
+import replication  # noqa: E402 - after the path to scripts/
 import rows  # noqa: E402 - after the path to scripts/
 import scale  # noqa: E402 - after the path to scripts/
 
@@ -55,7 +56,7 @@ def measure(
         rows.generate(smaller, int(size * 1e9))
         costs[size] = scale.costs(smaller, home, say)
         smaller.unlink()
-    if {"jobs", "scale", "queries", "limits"} & set(options.parts) and not source.exists():
+    if {"jobs", "scale", "queries", "limits", "replication"} & set(options.parts) and not source.exists():
         say(f"making {options.size:g} GB of rows")
         rows.generate(source, int(options.size * 1e9))
     if "jobs" in options.parts:
@@ -64,6 +65,8 @@ def measure(
         found["queries"] = scale.queries(source, home, say)
     if "limits" in options.parts:
         found["limits"] = limits.measure(source, home, say)
+    if "replication" in options.parts:
+        found["replication"] = replication.measure(source, folder, options.rounds, say)
     if "scale" in options.parts:
         costs[options.size] = scale.costs(source, home, say)
         found["scale"] = scale.growth(costs)
@@ -92,7 +95,7 @@ def write(
 
 def main() -> None:
     """Read the command line, measure, print, and write the results."""
-    parts = ("deploys", "jobs", "queries", "limits", "scale")
+    parts = ("deploys", "jobs", "queries", "limits", "replication", "scale")
     parser = argparse.ArgumentParser(description="Measures our jobs and deploys against their peers.")
     parser.add_argument("--size", type=float, default=1, help="of the database in GB, default: 1")
     parser.add_argument("--hosts", type=int, default=0, help="measure deploys to a fleet of so many instead")

@@ -8,7 +8,16 @@ from typing import Any
 from pygal import HorizontalBar  # type: ignore[import-untyped]  # pygal has no types
 from pygal.style import CleanStyle  # type: ignore[import-untyped]  # pygal has no types
 
-UNITS = {"s": "{:.2f} s", "ms": "{:.0f} ms", "MB": "{:.0f} MB", "/s": "{:.0f}/s", "": "{:.2f}"}
+UNITS = {
+    "s": "{:.2f} s",
+    "ms": "{:.0f} ms",
+    "µs": "{:.0f} µs",
+    "MB": "{:.0f} MB",
+    "/s": "{:.0f}/s",
+    "rows": "{:.0f} rows",
+    "replicas": "{:.0f}",
+    "": "{:.2f}",
+}
 
 
 @dataclass

@@ -382,6 +382,13 @@ def test_litestream_sees_nothing_of_the_environment_but_the_lent_secret(
 
 
 @pytest.mark.usefixtures("configure")
+def test_a_change_waits_for_a_second_at_most_until_it_is_read_and_sent(conf: Config) -> None:
+    made = replica.configuration(conf, found(conf), 1)["dbs"][0]
+    waits = (made["monitor-interval"], made["replica"]["sync-interval"])
+    assert sum(int(each.removesuffix("ms")) for each in waits) <= 1000
+
+
+@pytest.mark.usefixtures("configure")
 def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: Config, tmp_path: Path) -> None:
     assert replica.configuration(conf, found(conf), 1)["dbs"][0]["truncate-page-n"] == 50_000_000 // 4096
     large = tmp_path / "large.db"

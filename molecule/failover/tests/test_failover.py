@@ -72,7 +72,7 @@ def proof(host: Any) -> dict[str, Any]:
 
 def ledger(host: Any) -> list[tuple[float, str]]:
     lines = host.run("cat /var/lib/ledger/acknowledged").stdout.splitlines()
-    return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 2]
+    return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 3]
 
 
 def sessions(host: Any, path: str = "/var/lib/abathur/abathur.db") -> set[str]:
