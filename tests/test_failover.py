@@ -20,7 +20,7 @@ from abathur_db import cli, doctor, failover, host, preflight, replica, replicat
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import rows, value
-from test_replication import recorded, service
+from test_replication import recorded, service, set_clock
 
 LITESTREAM = litestream.find()["path"]
 
@@ -338,6 +338,12 @@ def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
         failover.promote(conf, lose_rows=False, dry_run=True)
     assert "abathur_db_failover_lose_rows=true" in refused.value.hint
     assert failover.promote(conf, lose_rows=True, dry_run=True).data["fault"]
+    with monkeypatch.context() as patch:
+        set_clock(-3600, patch)
+        with pytest.raises(Failure, match="of a time to come: the copy has transaction"):
+            failover.promote(conf, lose_rows=False, dry_run=True)
+        # Nor does a standby that never had a copy count as young.
+        assert standby.first_copy_age(follower) > 3000
     settings(follower, follows=True, maximum_lag_seconds=60)
     assert failover.promote(conf, lose_rows=False, dry_run=True).data["recovery_point"].startswith("20")
     settings(follower, follows=True, litestream="/nonexistent/litestream")
