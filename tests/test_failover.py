@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import threading
 import time
@@ -16,11 +17,26 @@ from typing import Any
 
 import litestream
 import pytest
-from abathur_db import cli, doctor, failover, host, preflight, replica, replication, schema, standby, status
+from abathur_db import (
+    cli,
+    doctor,
+    failover,
+    fleet_page,
+    host,
+    page,
+    preflight,
+    release,
+    replica,
+    replication,
+    report,
+    schema,
+    standby,
+    status,
+)
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import rows, value
-from test_replication import recorded, service
+from test_replication import recorded, service, set_clock
 
 LITESTREAM = litestream.find()["path"]
 
@@ -338,10 +354,39 @@ def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
         failover.promote(conf, lose_rows=False, dry_run=True)
     assert "abathur_db_failover_lose_rows=true" in refused.value.hint
     assert failover.promote(conf, lose_rows=True, dry_run=True).data["fault"]
+    with monkeypatch.context() as patch:
+        set_clock(-3600, patch)
+        with pytest.raises(Failure, match="of a time to come: the copy has transaction"):
+            failover.promote(conf, lose_rows=False, dry_run=True)
+        # Nor does a standby that never had a copy count as young.
+        assert standby.first_copy_age(follower) > 3000
     settings(follower, follows=True, maximum_lag_seconds=60)
     assert failover.promote(conf, lose_rows=False, dry_run=True).data["recovery_point"].startswith("20")
     settings(follower, follows=True, litestream="/nonexistent/litestream")
     assert "cannot be run" in failover._caught_up(follower, replica.required(follower), lose_rows=True)["fault"]
+
+
+def test_a_standby_is_not_rolled_back(follower: Config, told: list[str]) -> None:
+    settings(follower, follows=True)
+    for to, failed_deploy in (("", False), ("latest", False)):
+        with pytest.raises(Failure, match="a standby has no database of its own to roll back"):
+            release.rollback(follower, to, lose_rows=False, failed_deploy=failed_deploy)
+    assert release.rollback(follower, "", lose_rows=False, failed_deploy=True).data["done"] == []
+    assert told == []
+
+
+def test_the_page_of_the_fleet_says_how_far_a_standby_is_behind(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        caught_up(follower)
+        before = {**report.gather(follower), "name": "memory2"}
+        recorded(follower, replication.replication(follower))
+        found = {**report.gather(follower), "name": "memory2"}
+    assert "standby, lag not known" in fleet_page.render([before], before["generated"])
+    assert re.search(r"standby, \S+ m?s behind", fleet_page.render([found], found["generated"]))
+    assert "Replica" in page.render(found)
 
 
 @pytest.mark.usefixtures("told")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import litestream
@@ -26,6 +29,7 @@ from abathur_db import (
     database,
     doctor,
     drill,
+    failover,
     host,
     maintenance,
     metrics,
@@ -36,6 +40,7 @@ from abathur_db import (
     restore,
     runs,
     schema,
+    standby,
     status,
     watch,
 )
@@ -141,6 +146,48 @@ def silent_store() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
         yield f"s3://bucket/host?endpoint=http://127.0.0.1:{listener.getsockname()[1]}&region=none"
+
+
+SKEWED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>RequestTimeTooSkewed</Code><Message>The difference between the request time and the current time is too\
+ large.</Message><RequestTime>20261125T153000Z</RequestTime><ServerTime>2026-11-25T16:30:00Z</ServerTime>\
+<MaxAllowedSkewMilliseconds>900000</MaxAllowedSkewMilliseconds><RequestId>4442587FB7D0A2F9</RequestId></Error>"""
+"""What Amazon's store answers to a request of another time than its own: its API reference, Error Responses."""
+
+
+@contextmanager
+def refusing_store(body: bytes) -> Iterator[str]:
+    """Answer every request of a store's client with status 403 and this body; yields the URL."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 - the name that the server looks for
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string((timestamp or time.time()) + 3600)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"s3://bucket/host?endpoint=http://127.0.0.1:{server.server_port}&region=none"
+        server.shutdown()
+        thread.join()
+
+
+def set_clock(seconds: float, patch: pytest.MonkeyPatch) -> None:
+    """Set the clock forward, or with a negative number back, for the job and for what a standby and a failover ask."""
+    clock = SimpleNamespace(time=lambda: time.time() + seconds, monotonic=time.monotonic, sleep=time.sleep)
+    for module in (replication, standby, failover):
+        patch.setattr(module, "time", clock)
 
 
 def test_without_the_role_nothing_is_replicated(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +369,61 @@ def test_what_comes_after_the_proof_began_is_not_waited_for(conf: Config, monkey
     monkeypatch.setattr(replica, "POLL_SECONDS", 0)
     replica.arrive(conf, found(conf), 10)
     assert next(there) == 3
+
+
+def test_a_store_that_refuses_the_clock_of_the_host_is_not_taken_for_one_that_refuses_its_credentials(
+    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend(tmp_path, monkeypatch)
+    monkeypatch.setattr(replica, "LOOK_SECONDS", 1)
+    # Litestream's own words, which it has after two minutes.
+    assert replica.reason(f"operation error S3: ListObjectsV2, StatusCode: 403, {SKEWED!r}") == replica.SKEWED
+    with refusing_store(SKEWED) as url:
+        configure(url=url, maximum_lag_seconds=0)
+        with pytest.raises(Failure, match="cannot be read: the store refuses the clock of this host") as refused:
+            replication.replicate(conf)
+        recorded(conf, Result("replicate", str(refused.value), code=Exit.FAILED))
+        told = replication.replication(conf)
+    assert "timedatectl" in refused.value.hint
+    assert not told.ok
+    assert told.summary.endswith(": the store refuses the clock of this host")
+    assert "timedatectl" in told.hint
+    expired = "tls: x509: certificate has expired or is not yet valid: current time 2019-01-01T00:00:00Z is before 2026"
+    assert replica.HINTS[replica.reason(expired)] == replica.CLOCK
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_clock_that_is_set_while_the_proof_runs_makes_no_lag(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = replication._wait
+    for seconds in (-3600, 3600):
+        with service(conf, monkeypatch), monkeypatch.context() as patch:
+
+            def waited(*arguments: Any, seconds: float = seconds, patch: pytest.MonkeyPatch = patch) -> str:
+                set_clock(seconds, patch)
+                return wait(*arguments)
+
+            patch.setattr(replication, "_wait", waited)
+            result = replication.replication(conf)
+        assert result.ok
+        assert 0 <= result.data["lag_seconds"] < 30
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-3600, r"found the clock was set back: by it the last change arrives 3\d{3} s from now: "), (3600, r"is 36\d\d s old: ")],
+)
+def test_a_store_that_is_away_is_not_silent_where_the_clock_was_set_meanwhile(
+    conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch, seconds: float, said: str
+) -> None:
+    with service(conf, monkeypatch):
+        recorded(conf, replication.replication(conf))
+        configure(litestream="/nonexistent", maximum_lag_seconds=5)
+        set_clock(seconds, monkeypatch)
+        failed = replication.replication(conf)
+        configure()
+    assert not failed.ok
+    assert re.search(said, failed.summary), failed.summary
+    assert failed.data["lag_seconds"] > 3000
 
 
 @pytest.mark.parametrize(

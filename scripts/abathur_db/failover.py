@@ -163,9 +163,11 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
     last = runs.known(config, "success", "replication") or runs.RECORD
     arrived = last["data"].get("arrived") or "an unknown time"
     lag = time.time() - datetime.fromisoformat(arrived).timestamp() if last["data"].get("arrived") else float("inf")
-    if lag > found.maximum_lag_seconds and not lose_rows:
+    # Of a time to come, by a clock that was set back: how long ago is not known.
+    if abs(lag) > found.maximum_lag_seconds and not lose_rows:
+        ago = "of a time to come" if lag < 0 else f"more than {found.maximum_lag_seconds} s ago"
         raise Failure(
-            f"the standby had all of the replica at {arrived}, more than {found.maximum_lag_seconds} s ago: {fault}",
+            f"the standby had all of the replica at {arrived}, {ago}: {fault}",
             "wait until it has caught up (abathur-db status); to do without what it lacks: "
             "ansible-playbook playbooks/failover.yml -e abathur_db_failover_lose_rows=true",
         )

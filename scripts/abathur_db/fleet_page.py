@@ -52,6 +52,9 @@ def _row(data: Data, now: str) -> list[str]:
     if failed:
         verdict += f'<span class="note">{e(page.name(failed[0]))}: {e(failed[0]["measured"])}</span>'
     status, newest = data["status"], page.newest_backup(data)
+    if status.get("standby"):
+        lag = (status.get("replication") or {}).get("lag_seconds")
+        verdict += f'<span class="note">standby, {"lag not known" if lag is None else f"{lasted(lag)} behind"}</span>'
     growth = page.points(data, "growth_bytes_per_day")
     database = size(status["database_bytes"]) if "database_bytes" in status else NOTHING
     if growth:

@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, takeover
+from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, standby, takeover
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
@@ -182,6 +182,11 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     former = record(folder)
     if failed_deploy and folder != _pending(config):
         return Result("rollback", "no former release was kept by this deploy", data={"done": []})
+    if standby.is_one(config):
+        raise Failure(
+            "a standby has no database of its own to roll back",
+            "roll the primary back; another release comes to a standby by a deploy: ansible-playbook deploy.yml",
+        )
     if not to and former is None:
         raise Failure(
             "there is no former release: this host was deployed once, or never changed",

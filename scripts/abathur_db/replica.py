@@ -15,9 +15,11 @@ import subprocess
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from abathur_db import database, guarded, host, runs
 from abathur_db.config import Config
@@ -50,6 +52,12 @@ SEND = "500ms"
 """How often Litestream reads the log, and how often it sends. A change waits for both, so at its defaults, 1 s each, up
 to two seconds; twice as often costs up to twice the requests, and a listing of the last 5 minutes stays below 1000."""
 
+SKEW_SECONDS = 900
+"""How far a clock may be from the store's: Amazon's API reference, Error Responses, RequestTimeTooSkewed."""
+
+SKEW_LOOK_SECONDS = 5
+"""How long a look at the store's clock may take."""
+
 POLL_SECONDS = 0.5
 """Rest between two looks at the store for a change that is on its way."""
 
@@ -63,10 +71,17 @@ SILENT = "the store does not answer"
 ASTRAY = "Litestream has read what was never committed, and has to begin anew"
 TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
 
+SKEWED = "the store refuses the clock of this host"
+INVALID = "the store's certificate is not valid by the clock of this host"
+STRANGER = "the server shows another host key than abathur_replication_host_key"
+
 REASONS = (
     (r"NoSuchBucket", "the bucket does not exist"),
+    # A store says so with the status of wrong credentials.
+    (r"RequestTimeTooSkewed|RequestExpired|Signature not yet current|Signature expired", SKEWED),
+    (r"certificate has expired or is not yet valid", INVALID),
     (r"get credentials", "there are no credentials for the store"),
-    (r"host key mismatch", "the server shows another host key than abathur_replication_host_key"),
+    (r"host key mismatch", STRANGER),
     (r"cannot parse sftp host key", "abathur_replication_host_key is no public key"),
     (r"passphrase protected", "the private key in abathur_replication_credentials has a passphrase"),
     (r"cannot parse sftp key", "abathur_replication_credentials is no private key"),
@@ -79,6 +94,14 @@ REASONS = (
     (r"permission denied|read-only file system", "the store cannot be written"),
 )
 """What Litestream's long words come down to; the first that fits."""
+
+CLOCK = "compare it with a clock that is right, and let it be kept: timedatectl set-ntp true"
+HINTS = {
+    SKEWED: CLOCK,
+    INVALID: CLOCK,
+    STRANGER: "ask who runs the server whether its key is new; set abathur_replication_host_key, and deploy again",
+}
+"""The next step for reasons that have one of their own."""
 
 
 @dataclass(frozen=True)
@@ -408,12 +431,32 @@ def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str
             pass_fds=_lent,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{where} cannot be read: {SILENT}", hint) from None
+        why = SKEWED if skewed(found) else SILENT
+        raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint)) from None
     except OSError as error:
         raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
     if done.returncode != 0:
-        raise Failure(f"{where} cannot be read: {reason(done.stderr)}", hint)
+        why = reason(done.stderr)
+        raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint))
     return done.stdout
+
+
+def skewed(found: Settings) -> bool:
+    """Tell whether the S3 store's clock is further from this host's than it takes requests from.
+
+    Litestream tries again for two minutes before it says so.
+    """
+    for endpoint in parse_qs(urlsplit(found.url).query).get("endpoint", []):
+        connection = HTTPSConnection if endpoint.startswith("https:") else HTTPConnection
+        try:
+            asked = connection(urlsplit(endpoint).netloc, timeout=SKEW_LOOK_SECONDS)
+            asked.request("HEAD", "/")
+            date = parsedate_to_datetime(asked.getresponse().getheader("Date", ""))
+            asked.close()
+        except (OSError, HTTPException, ValueError):
+            return False
+        return abs(date.timestamp() - time.time()) > SKEW_SECONDS
+    return False
 
 
 def reason(said: str) -> str:

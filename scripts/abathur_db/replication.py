@@ -50,10 +50,13 @@ def replication(config: Config) -> Result:
     replicates.
     """
     found = replica.required(config)
-    begun = time.time()
+    begun, started = time.time(), time.monotonic()
     fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _wait(config, found)
     arrived = begun if not fault else _arrived(config, found)
-    lag = time.time() - arrived if arrived else None
+    # The clock may have been set meanwhile. Set back, what has arrived seems to be of a time to come: as far from now
+    # as it seems, its age is not known.
+    age = time.monotonic() - started if not fault else time.time() - arrived if arrived else None
+    lag = None if age is None else abs(age)
     first = arrived is None and _first(config, found, fault)
     known = _known(config, found)
     data = {
@@ -64,12 +67,14 @@ def replication(config: Config) -> Result:
         "unsent_bytes": _unsent(config),
     }
     since = "nothing has arrived yet" if lag is None else f"the last change that arrived is {lag:.0f} s old"
+    if age is not None and age < 0:
+        since = f"the clock was set back: by it the last change arrives {lag:.0f} s from now"
     check = Check(
         "replication_lag",
         first or (lag is not None and lag <= found.maximum_lag_seconds),
         f"every change at the replica within {found.maximum_lag_seconds} s",
         f"{since}: {'the first copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
-        LOG,
+        replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
     )
     checks = [check, *([] if found.standby else _alone(config, found))]

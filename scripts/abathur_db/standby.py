@@ -188,12 +188,12 @@ def known(config: Config, found: replica.Settings) -> dict[str, Any]:
 
 
 def first_copy_age(config: Config) -> float:
-    """Return the age in seconds of the folder of the copies: of the standby."""
+    """Return the age in seconds of the folder of the copies: of the standby. A clock that was set back adds to it."""
     try:
         begun = place(config).stat().st_ctime if not copies(config) else copies(config)[-1].folder.stat().st_mtime
     except FileNotFoundError:
         return 0
-    return time.time() - begun
+    return abs(time.time() - begun)
 
 
 def checks(config: Config) -> list[Check]:
