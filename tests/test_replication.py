@@ -410,7 +410,10 @@ def test_a_clock_that_is_set_while_the_proof_runs_makes_no_lag(conf: Config, mon
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-3600, r"found the clock was set back: by it the last change arrives 3\d{3} s from now: "), (3600, r"is 36\d\d s old: ")],
+    [
+        (-3600, r"found the clock was set back: by it the last change arrives 3\d{3} s from now: "),
+        (3600, r"is 36\d\d s old: "),
+    ],
 )
 def test_a_store_that_is_away_is_not_silent_where_the_clock_was_set_meanwhile(
     conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch, seconds: float, said: str
