@@ -337,7 +337,7 @@ def replicate(conf: Config, etc: Path, secret: str) -> None:
     (etc / "abathur-db.secrets").mkdir(mode=0o700, exist_ok=True)
     (etc / "abathur-db.secrets/replica").write_text(secret)
     about = {"database": str(conf.database), "litestream": str(conf.install_directory / "litestream-1")}
-    rest = {"url": "file:///r", "host_key": "", "maximum_lag_seconds": 30, "keep_days": 7}
+    rest = {"url": "file:///r", "host_key": "", "maximum_lag_seconds": 30, "keep_days": 7, "standby": False}
     (etc / "abathur-db-replication.yml").write_text(json.dumps({**about, **rest}))
     (etc / "systemd/system" / replica.UNIT).write_text("[Install]\n")
     (conf.install_directory / "litestream-1").write_text("program")
