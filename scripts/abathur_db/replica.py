@@ -55,6 +55,8 @@ to two seconds; twice as often costs up to twice the requests, and a listing of 
 SKEW_SECONDS = 900
 """How far a clock may be from the store's: Amazon's API reference, Error Responses, RequestTimeTooSkewed."""
 
+AMAZON = "https://s3.amazonaws.com"
+
 SKEW_LOOK_SECONDS = 5
 """How long a look at the store's clock may take."""
 
@@ -431,7 +433,7 @@ def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str
             pass_fds=_lent,
         )
     except subprocess.TimeoutExpired:
-        why = SKEWED if skewed(found) else SILENT
+        why = SKEWED if found.url.startswith("s3:") and skewed(found) else SILENT
         raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint)) from None
     except OSError as error:
         raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
@@ -446,17 +448,16 @@ def skewed(found: Settings) -> bool:
 
     Litestream tries again for two minutes before it says so.
     """
-    for endpoint in parse_qs(urlsplit(found.url).query).get("endpoint", []):
-        connection = HTTPSConnection if endpoint.startswith("https:") else HTTPConnection
-        try:
-            asked = connection(urlsplit(endpoint).netloc, timeout=SKEW_LOOK_SECONDS)
-            asked.request("HEAD", "/")
-            date = parsedate_to_datetime(asked.getresponse().getheader("Date", ""))
-            asked.close()
-        except (OSError, HTTPException, ValueError):
-            return False
-        return abs(date.timestamp() - time.time()) > SKEW_SECONDS
-    return False
+    endpoint = parse_qs(urlsplit(found.url).query).get("endpoint", [""])[0]
+    connection = HTTPConnection if endpoint.startswith("http:") else HTTPSConnection
+    try:
+        asked = connection(urlsplit(endpoint or AMAZON).netloc, timeout=SKEW_LOOK_SECONDS)
+        asked.request("HEAD", "/")
+        date = parsedate_to_datetime(asked.getresponse().getheader("Date", ""))
+        asked.close()
+    except (OSError, HTTPException, ValueError):
+        return False
+    return abs(date.timestamp() - time.time()) > SKEW_SECONDS
 
 
 def reason(said: str) -> str:
