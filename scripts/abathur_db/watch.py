@@ -111,7 +111,7 @@ def _goes_astray(child: subprocess.Popen[str], way: Way) -> bool:
             way.said = ": ".join(str(told[name]) for name in ("msg", "error") if told.get(name))
             sys.stderr.write(textwrap.shorten(way.said, SENTENCE, placeholder=" …") + "\n")
         if why := way.leaves(told):
-            sys.stderr.write(f"{why}: a process was killed while it committed\n")
+            sys.stderr.write(f"{why}: a process was killed while it committed, or the log was begun anew\n")
             return True
     return False
 
