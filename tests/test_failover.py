@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import litestream
@@ -336,6 +337,19 @@ def test_a_copy_that_was_torn_is_fetched_anew(
             failover._take(follower, replica.required(follower))
     failover._take(follower, replica.required(follower))
     assert value(follower.database, "SELECT count(*) FROM memory_entries") == 3
+
+
+def test_the_last_changes_of_a_copy_that_follows_are_waited_for(
+    follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(follower, follows=True)
+    applied = iter([3, 4, 5])
+    copy = SimpleNamespace(lineage=1, applied=lambda: next(applied))
+    monkeypatch.setattr(standby, "current", lambda _: copy)
+    monkeypatch.setattr(replica, "newest", lambda *_: 1)
+    monkeypatch.setattr(standby, "_last", lambda *_: (5, "the moment"))
+    assert standby.level(follower, replica.required(follower), 30) == ("", "the moment")
+    assert list(applied) == []
 
 
 def test_a_standby_that_is_behind_is_promoted_only_when_told_so(

@@ -75,9 +75,7 @@ def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_data
     is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
     said = capfd.readouterr().err
     assert "Litestream found another transaction than it had sent, before byte " in said
-    assert (
-        "a process was killed while it committed, or the log was begun anew\nthe whole database is sent again" in said
-    )
+    assert " of the log\nthe whole database is sent again" in said
 
 
 @pytest.mark.usefixtures("configure")
@@ -118,7 +116,6 @@ def test_a_log_that_was_begun_anew_meanwhile_makes_it_send_the_whole_database(
         rows(conf.database, 5)
         assert replication.replication(conf).ok
     rows(conf.database, 5, "user:2")
-    assert not watch._begins_well(conf, 1)
     with service(conf, monkeypatch):
         assert replication.replication(conf).data["lineage"] == 1
     is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
@@ -133,33 +130,69 @@ def test_a_log_that_goes_on_is_gone_on_with(
         connection.execute(COUNT).fetchone()
         for name in ("user:1", "user:2"):
             with service(conf, monkeypatch):
+                # From here on it reads, and nobody else can begin the log anew.
+                assert replication.replication(conf).ok
                 rows(conf.database, 5, name)
                 assert replication.replication(conf).ok
     is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("configure")
-def test_a_checkpoint_of_less_than_was_sent_is_found(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def step(offset: int, snap: str = "") -> dict[str, Any]:
+    return {"msg": "sync", "txid": "1", "offset": offset, "snap": snap}
+
+
+def checkpoint(result: str, mode: str = "PASSIVE") -> dict[str, Any]:
+    return {"msg": "checkpoint", "mode": mode, "result": result}
+
+
+@pytest.fixture
+def way(conf: Config, monkeypatch: pytest.MonkeyPatch) -> watch.Way:
+    """Return a way on which 7 frames were sent."""
     sent = replica.Log(b"", replica.LOG_HEADER + 7 * (replica.FRAME_HEADER + 4096))
     monkeypatch.setattr(replica, "change", lambda *_: sent)
-    way = watch.Way(conf, 1, emptied=False)
-    assert way.leaves({"msg": "sync", "txid": "1", "offset": 32}) == ""
-    assert way.leaves({"msg": "db sync"}) == ""
-    assert way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,7,7"}) == ""
-    assert way.leaves({"msg": "checkpoint", "mode": "TRUNCATE", "result": "0,0,0"}) == ""
-    # SQLite's answer where the application itself is at a checkpoint.
-    assert way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "1,-1,-1"}) == ""
-    said = way.leaves({"msg": "checkpoint", "mode": "PASSIVE", "result": "0,6,6"})
-    assert said == "Litestream had sent 28872 bytes of a log of 24752"
+    made = watch.Way(conf, 1)
+    assert made.leaves(step(32, "true")) == made.leaves({"msg": "db sync"}) == ""
+    return made
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_new_log_begins_behind_a_checkpoint_of_exactly_what_was_sent(way: watch.Way) -> None:
+    assert way.leaves(step(28872)) == ""
+    assert way.leaves(checkpoint("0,7,7")) == ""
+    assert way.leaves(step(32)) == ""
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize(("frames", "end"), [(6, 24752), (8, 32992)])
+def test_a_checkpoint_of_less_or_more_than_was_sent_is_found(way: watch.Way, frames: int, end: int) -> None:
+    said = way.leaves(checkpoint(f"0,{frames},{frames}"))
+    assert said == f"Litestream had sent 28872 bytes of a log of {end}"
+
+
+@pytest.mark.usefixtures("configure")
+# SQLite's answer where the application itself is at a checkpoint; a TRUNCATE makes Litestream send a whole copy.
+@pytest.mark.parametrize("between", [checkpoint("1,-1,-1"), checkpoint("0,0,0", "TRUNCATE"), {"msg": "verify"}])
+def test_a_new_log_behind_anything_else_is_found_unless_all_is_sent(way: watch.Way, between: dict[str, Any]) -> None:
+    assert way.leaves(between) == ""
+    assert way.leaves(step(32)) == "the log was begun anew before Litestream had read all of the former one"
+    assert way.leaves(step(32, "true")) == ""
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_log_in_which_nothing_was_yet_is_gone_on_with(way: watch.Way) -> None:
+    way.end = replica.LOG_HEADER
+    assert way.leaves(step(32)) == ""
 
 
 @pytest.mark.usefixtures("configure")
 def test_a_whole_copy_is_expected_of_an_emptied_log_and_once_only(conf: Config) -> None:
     way = watch.Way(conf, 1, emptied=True)
-    step = {"msg": "sync", "txid": "1", "offset": 4152, "snap": "true"}
-    assert way.leaves(step) == ""
-    assert way.leaves(step) == "Litestream found another transaction than it had sent, before byte 4152 of the log"
+    assert way.leaves(step(4152, "true")) == ""
+    assert (
+        way.leaves(step(4152, "true"))
+        == "Litestream found another transaction than it had sent, before byte 4152 of the log"
+    )
 
 
 def test_a_litestream_that_ends_with_an_error_is_said_with_its_last_words(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from abathur_db import database, replica
@@ -50,30 +51,40 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
         stop.set()
 
     signal.signal(signal.SIGTERM, end)
-    sound = _begins_well(config, number)
-    while not stop.is_set() and (sound or _emptied(config, stop)):
-        child = _started(arguments)
-        with child:
-            way = Way(config, number, emptied=not sound)
-            astray = _goes_astray(child, way)
-            if astray:
-                child.kill()
-        if child.returncode and not astray and not stop.is_set():
-            raise Failure(f"Litestream ended with exit code {child.returncode}: {replica.reason(way.said)}", LOG)
-        # It is ended without an error by the job replication as well, when that finds it astray.
-        sound = False
+    with ExitStack() as hold:
+        way = _begun(config, number, hold)
+        while not stop.is_set() and (way or _emptied(config, stop)):
+            way = way or Way(config, number, emptied=True)
+            child = _started(arguments)
+            with child:
+                astray = _goes_astray(child, way, hold)
+                if astray:
+                    child.kill()
+            hold.close()
+            if child.returncode and not astray and not stop.is_set():
+                raise Failure(f"Litestream ended with exit code {child.returncode}: {replica.reason(way.said)}", LOG)
+            # It is ended without an error by the job replication as well, when that finds it astray.
+            way = None
 
 
-def _begins_well(config: Config, number: int) -> bool:
-    """Tell whether the log goes on where Litestream has read it to."""
-    place = replica.position(config, number)
-    if place is None:
-        return True
-    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+def _begun(config: Config, number: int, hold: ExitStack) -> Way | None:
+    """Return the way that goes on where Litestream has read the log to; None where the log does not go on from there.
+
+    A log that goes on is held as it is, by a reader, until Litestream itself reads.
+    """
+    with ExitStack() as reader:
+        connection = reader.enter_context(database.opened(config.database, config.busy_timeout_ms, read_only=True))
+        connection.execute("BEGIN")
         # Whoever reads first after a crash has the -shm made anew.
         database.pragma(connection, "schema_version")
-        log = replica.committed(config)
-    return place.salts == log.salts and place.end <= log.end
+        place, log = replica.position(config, number), replica.committed(config)
+        if place and (place.salts != log.salts or place.end > log.end):
+            return None
+        hold.enter_context(reader.pop_all())
+        way = Way(config, number)
+        # What is read whole may be followed by a new log.
+        way.sealed = place is not None and place.end == log.end
+        return way
 
 
 def _emptied(config: Config, stop: threading.Event) -> bool:
@@ -100,8 +111,11 @@ def _started(arguments: list[str]) -> subprocess.Popen[str]:
         raise Failure(f"{arguments[0]} cannot be run: {error.strerror}", "deploy again") from None
 
 
-def _goes_astray(child: subprocess.Popen[str], way: Way) -> bool:
-    """Pass on what Litestream warns of until it ends; return early, with True, when it goes astray."""
+def _goes_astray(child: subprocess.Popen[str], way: Way, hold: ExitStack) -> bool:
+    """Pass on what Litestream warns of until it ends; return early, with True, when it goes astray.
+
+    `hold`: what is to be let go as soon as it reads.
+    """
     for line in child.stderr or ():
         try:
             told = json.loads(line)
@@ -110,20 +124,29 @@ def _goes_astray(child: subprocess.Popen[str], way: Way) -> bool:
         if told.get("level") in TOLD:
             way.said = ": ".join(str(told[name]) for name in ("msg", "error") if told.get(name))
             sys.stderr.write(textwrap.shorten(way.said, SENTENCE, placeholder=" …") + "\n")
+        if told.get("msg") == "sync":
+            hold.close()
         if why := way.leaves(told):
-            sys.stderr.write(f"{why}: a process was killed while it committed, or the log was begun anew\n")
+            sys.stderr.write(f"{why}\n")
             return True
     return False
 
 
 class Way:
-    """Litestream's way through the log, by its own words."""
+    """Litestream's way through the log, by its own words.
 
-    def __init__(self, config: Config, number: int, *, emptied: bool) -> None:
+    On it each change goes on where the one before ended, and a new log begins only behind a checkpoint of exactly what
+    had been sent of the former one. Both follow from how 0.5.17 works, and held wherever nothing was killed.
+    """
+
+    def __init__(self, config: Config, number: int, *, emptied: bool = False) -> None:
         """Begin on the lineage `number`; `emptied`: with a log in which nothing stands of what it sent last."""
         self.config, self.number, self.emptied = config, number, emptied
         self.frame = replica.FRAME_HEADER + replica.page_bytes(config)
-        self.change, self.end = "", 0
+        place = replica.position(config, number)
+        self.change, self.end = "", place.end if place else 0
+        self.sealed = False
+        """Whether all of the log is sent, and nothing can be added to it: then a new one may begin."""
         self.said = ""
         """What Litestream last warned of."""
 
@@ -131,17 +154,27 @@ class Way:
         """Return how Litestream leaves the database's way with this step; empty when it stays on it."""
         step = told.get("msg")
         if step == "sync":
-            self.change, offset = told["txid"], told["offset"]
-            # A whole copy of the database needs the log from its beginning.
-            if told.get("snap") and offset > replica.LOG_HEADER and not self.emptied:
-                return f"Litestream found another transaction than it had sent, before byte {offset} of the log"
-            self.emptied = False
-        elif step == "db sync":
-            self.end = replica.change(self.config, self.number, self.change).end
+            return self._reads(told)
+        if step == "db sync":
+            self.end, self.sealed = replica.change(self.config, self.number, self.change).end, False
         elif step == "checkpoint" and told["mode"] == "PASSIVE":
             frames = int(told["result"].split(",")[1])
             end = replica.LOG_HEADER + self.frame * frames
             # -1 where SQLite says nothing of the log: somebody else was at the same work.
-            if frames >= 0 and self.end > end:
+            if frames >= 0 and self.end and self.end != end:
                 return f"Litestream had sent {self.end} bytes of a log of {end}"
+            self.sealed = frames >= 0
         return ""
+
+    def _reads(self, told: dict[str, Any]) -> str:
+        offset, whole, expected = told["offset"], bool(told.get("snap")), self.emptied
+        self.change, self.emptied = told["txid"], False
+        if whole == (offset == replica.LOG_HEADER) or expected:
+            # A whole copy of the database needs the log from its beginning; a part of it goes on from the last.
+            return ""
+        if whole:
+            return f"Litestream found another transaction than it had sent, before byte {offset} of the log"
+        # The last change may have ended where the log begins: nothing was in it.
+        if self.sealed or self.end == replica.LOG_HEADER:
+            return ""
+        return "the log was begun anew before Litestream had read all of the former one"
