@@ -92,8 +92,8 @@ def arrived(host: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("unit", ["abathur-db-replicate", "abathur-db@replication", "abathur-db@drill"])
-def test_what_replicates_has_an_exposure_of_at_most_1_5(host: Any, unit: str) -> None:
-    verdict = host.run(f"systemd-analyze security --no-pager --threshold=15 {unit}.service")
+def test_what_replicates_has_an_exposure_of_at_most_1_2(host: Any, unit: str) -> None:
+    verdict = host.run(f"systemd-analyze security --no-pager --threshold=12 {unit}.service")
     assert verdict.rc == 0, verdict.stdout
 
 
