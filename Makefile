@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback security monitoring diagnose fleet replication failover
+SCENARIO ?= default upgrade timers rollback security monitoring diagnose fleet
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=

@@ -15,7 +15,7 @@ import pytest
 from abathur_db import database, proof, replica, replication, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure
-from databases import rows, value
+from databases import rows, run, value
 from test_replication import Configure, conf, configure, restored, service
 
 __all__ = ["conf", "configure"]
@@ -25,10 +25,11 @@ Captured = pytest.CaptureFixture[str]
 COUNT = "SELECT count(*) FROM memory_entries"
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    while not (known := condition()):
+def wait(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be so"
         time.sleep(0.02)
-    return known
 
 
 def killed_while_committing(conf: Config, count: int, name: str) -> None:
@@ -76,6 +77,33 @@ def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_data
     said = capfd.readouterr().err
     assert "Litestream found another transaction than it had sent, before byte " in said
     assert " of the log\nthe whole database is sent again" in said
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_transaction_of_the_same_length_that_ends_with_the_same_page_is_told_from_the_one_that_never_was(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    said: list[str] = []
+    run(conf.database, "CREATE TABLE a (x)", "CREATE TABLE z (x)")
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).ok
+        index = database.sidecars(conf.database)[1]
+        before = index.read_bytes()[:136]
+        run(conf.database, "BEGIN; INSERT INTO a VALUES ('never'); INSERT INTO z VALUES ('same'); COMMIT")
+        with index.open("r+b") as stream:
+            stream.write(before)
+        wait(lambda: sent_more(conf))
+        run(conf.database, "BEGIN; INSERT INTO a VALUES ('truly'); INSERT INTO z VALUES ('same'); COMMIT")
+        rows(conf.database, 5)
+
+        def told() -> bool:
+            said.append(capfd.readouterr().err)
+            return "the whole database is sent again" in "".join(said)
+
+        wait(told)
+        assert replication.replication(conf).ok
+    assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT x FROM a") == "truly"
+    assert "another transaction stands where Litestream had sent one" in "".join(said)
 
 
 @pytest.mark.usefixtures("configure")

@@ -340,6 +340,19 @@ def on_track(config: Config, place: Log, log: Log) -> bool:
     return struct.pack(">2I", first, second) == frame[16:FRAME_HEADER]
 
 
+def checksum(config: Config, end: int) -> bytes:
+    """Return the log's salts and the checksum of all its frames up to a byte; empty where no frame ends there."""
+    start = end - FRAME_HEADER - page_bytes(config)
+    if start < LOG_HEADER:
+        return b""
+    try:
+        with database.sidecars(config.database)[0].open("rb") as stream:
+            stream.seek(start + 8)
+            return stream.read(16)
+    except FileNotFoundError:
+        return b""
+
+
 def page_bytes(config: Config) -> int:
     """Return the size of a page of the database; 4096 where it cannot be told."""
     header = b""
