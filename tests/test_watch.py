@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +256,17 @@ def test_the_log_is_emptied_as_soon_as_the_readers_let_it(conf: Config, monkeypa
     reader.close()
     stop.set()
     assert not watch._emptied(conf, stop)
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_log_that_is_held_is_begun_anew_by_no_other_process(conf: Config) -> None:
+    keeper = sqlite3.connect(conf.database)
+    keeper.execute(COUNT).fetchone()
+    rows(conf.database, 1)
+    pragma = "PRAGMA wal_checkpoint(TRUNCATE)"
+    program = f"import sqlite3; print(sqlite3.connect({str(conf.database)!r}).execute({pragma!r}).fetchone()[0])"
+    with ExitStack() as hold:
+        assert watch._begun(conf, 1, hold)
+        assert subprocess.check_output([sys.executable, "-c", program], text=True) == "1\n"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "0\n"
+    keeper.close()

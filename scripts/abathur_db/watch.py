@@ -72,16 +72,16 @@ def _begun(config: Config, number: int, hold: ExitStack) -> Way | None:
 
     A log that goes on is held as it is, by a reader, until Litestream itself reads.
     """
+    way = Way(config, number)
     with ExitStack() as reader:
         connection = reader.enter_context(database.opened(config.database, config.busy_timeout_ms, read_only=True))
         connection.execute("BEGIN")
         # Whoever reads first after a crash has the -shm made anew.
-        database.pragma(connection, "schema_version")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         place, log = replica.position(config, number), replica.committed(config)
         if place and (place.salts != log.salts or place.end > log.end):
             return None
         hold.enter_context(reader.pop_all())
-        way = Way(config, number)
         # What is read whole may be followed by a new log.
         way.sealed = place is not None and place.end == log.end
         return way
