@@ -42,6 +42,7 @@ from abathur_db import (
     schema,
     standby,
     status,
+    wal,
     watch,
 )
 from abathur_db.config import Config
@@ -359,15 +360,15 @@ def test_a_litestream_that_cannot_be_asked_tells_nothing(conf: Config, configure
 @pytest.mark.usefixtures("configure")
 def test_what_comes_after_the_proof_began_is_not_waited_for(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with an application that always has one more change on its way, and begins the log anew in between."""
-    logs = iter([replica.Log(b"one", 500), *[replica.Log(b"two", end) for end in range(600, 2000, 100)]])
-    read = iter([replica.Log(b"one", 400, 1), *[replica.Log(b"two", 50, number) for number in range(2, 20)]])
+    logs = iter([wal.Place(b"one", 500), *[wal.Place(b"two", end) for end in range(600, 2000, 100)]])
+    read = iter([wal.Place(b"one", 400, 1), *[wal.Place(b"two", 50, number) for number in range(2, 20)]])
     there = iter(range(20))
-    monkeypatch.setattr(replica, "committed", lambda _: next(logs))
-    monkeypatch.setattr(replica, "position", lambda *_: next(read))
-    monkeypatch.setattr(replica, "on_track", lambda *_: True)
+    monkeypatch.setattr(wal, "committed", lambda _: next(logs))
+    monkeypatch.setattr(wal, "position", lambda *_: next(read))
+    monkeypatch.setattr(wal, "on_track", lambda *_: True)
     monkeypatch.setattr(replica, "changes", lambda *_: [{"max_txid": f"{next(there):x}"}])
-    monkeypatch.setattr(replica, "POLL_SECONDS", 0)
-    replica.arrive(conf, found(conf), 10)
+    monkeypatch.setattr(wal, "POLL_SECONDS", 0)
+    wal.arrive(conf, found(conf), 10)
     assert next(there) == 3
 
 
@@ -645,7 +646,7 @@ def test_the_drill_proves_the_replica_too(conf: Config, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("configure")
 def test_a_drill_without_anything_in_the_replica_fails(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "arrive", lambda *_: None)
+    monkeypatch.setattr(wal, "arrive", lambda *_: None)
     assert "has nothing that can be restored" in drill.drill(conf).checks[-1].measured
 
 

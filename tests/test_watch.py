@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import database, proof, replica, replication, watch
+from abathur_db import database, proof, replication, wal, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import rows, run, value
@@ -46,8 +46,8 @@ def killed_while_committing(conf: Config, count: int, name: str) -> None:
 
 def sent_more(conf: Config) -> bool:
     """Tell whether Litestream has read more than is committed."""
-    place = replica.position(conf, 1)
-    return place is not None and place.end > replica.committed(conf).end
+    place = wal.position(conf, 1)
+    return place is not None and place.end > wal.committed(conf).end
 
 
 def is_the_database(conf: Config, copy: Path) -> None:
@@ -131,11 +131,11 @@ def test_what_was_sent_and_is_in_the_log_no_more_was_never_committed(conf: Confi
     rows(conf.database, 1)
     reader.execute(COUNT).fetchone()
     killed_while_committing(conf, 1, "user:lost")
-    log, file = replica.committed(conf), database.sidecars(conf.database)[0]
-    place = replica.Log(log.salts, file.stat().st_size)
-    assert replica.on_track(conf, place, log)
+    log, file = wal.committed(conf), database.sidecars(conf.database)[0]
+    place = wal.Place(log.salts, file.stat().st_size)
+    assert wal.on_track(conf, place, log)
     os.truncate(file, log.end)
-    assert not replica.on_track(conf, place, log)
+    assert not wal.on_track(conf, place, log)
     reader.close()
 
 
@@ -180,8 +180,8 @@ def checkpoint(result: str, mode: str = "PASSIVE") -> dict[str, Any]:
 @pytest.fixture
 def way(conf: Config, monkeypatch: pytest.MonkeyPatch) -> watch.Way:
     """Return a way on which 7 frames were sent."""
-    sent = replica.Log(b"", replica.LOG_HEADER + 7 * (replica.FRAME_HEADER + 4096))
-    monkeypatch.setattr(replica, "change", lambda *_: sent)
+    sent = wal.Place(b"", wal.HEADER_BYTES + 7 * (wal.FRAME_HEADER_BYTES + 4096))
+    monkeypatch.setattr(wal, "change", lambda *_: sent)
     made = watch.Way(conf, 1)
     assert made.leaves(step(32, "true")) == made.leaves({"msg": "db sync"}) == ""
     return made
@@ -212,7 +212,7 @@ def test_a_new_log_behind_anything_else_is_found_unless_all_is_sent(way: watch.W
 
 @pytest.mark.usefixtures("configure")
 def test_a_log_in_which_nothing_was_yet_is_gone_on_with(way: watch.Way) -> None:
-    way.end = replica.LOG_HEADER
+    way.end = wal.HEADER_BYTES
     assert way.leaves(step(32)) == ""
 
 

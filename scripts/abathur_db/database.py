@@ -6,6 +6,7 @@ import os
 import pwd
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,26 @@ RESTORE = "restore the newest backup, which keeps what is there aside: abathur-d
 def sidecars(path: Path) -> list[Path]:
     """Return the paths of the write-ahead log and its index beside a database."""
     return [path.with_name(path.name + suffix) for suffix in SIDECARS]
+
+
+def beginning(path: Path, count: int) -> bytes:
+    """Return the first bytes of a database or of its -shm that this process may have open; none when it is absent.
+
+    Another process reads it: closing a file takes away all locks of this one on it, those of SQLite's connections among
+    them (sqlite.org/howtocorrupt.html, section 2.2).
+    """
+    return subprocess.run(["head", f"--bytes={count}", path], capture_output=True, check=False).stdout
+
+
+def page_bytes(path: Path) -> int:
+    """Return the size of a page of a database; 4096, SQLite's default, where there is none."""
+    # Bytes 16 and 17 of the file: sqlite.org/fileformat.html, section 1.3.2.
+    return page_size(int.from_bytes(beginning(path, 18)[16:], "big")) or 4096
+
+
+def page_size(stored: int) -> int:
+    """Return the size of a page by how SQLite stores it in two bytes."""
+    return 65536 if stored == 1 else stored
 
 
 def files(path: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from abathur_db import database, proof, replica
+from abathur_db import database, proof, replica, wal
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -30,7 +30,7 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
     try:
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as live:
             before = _state(live)
-            replica.arrive(config, settings, replica.LOOK_SECONDS)
+            wal.arrive(config, settings, replica.LOOK_SECONDS)
             point = replica.point(config, settings)
             if point is None:
                 raise Failure(f"the replica {settings.url} has nothing that can be restored", "see abathur-db status")

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import time
 from dataclasses import dataclass
@@ -42,12 +41,6 @@ CREDENTIAL = "replica"
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
 
-LTX_HEADER = struct.Struct(">24xQ16xqq8s")
-"""Of a file of Litestream's changes: the number of the last one; offset, size and salts of what it holds of the log."""
-
-LOG_HEADER, FRAME_HEADER = 32, 24
-"""Bytes before the frames of a log, and before the page of each: sqlite.org/fileformat2.html, section 4.1."""
-
 SEND = "500ms"
 """How often Litestream reads the log, and how often it sends. A change waits for both, so at its defaults, 1 s each, up
 to two seconds; twice as often costs up to twice the requests, and a listing of the last 5 minutes stays below 1000."""
@@ -59,9 +52,6 @@ AMAZON = "https://s3.amazonaws.com"
 
 SKEW_LOOK_SECONDS = 5
 """How long a look at the store's clock may take."""
-
-POLL_SECONDS = 0.5
-"""Rest between two looks at the store for a change that is on its way."""
 
 FETCH_SECONDS = 6 * 3600
 """How long a state may take to be fetched: as long as a job may take."""
@@ -244,128 +234,6 @@ def point(config: Config, found: Settings, moment: datetime | None = None) -> Po
     return None
 
 
-def arrive(config: Config, found: Settings, seconds: float) -> None:
-    """Wait until what is committed now is at the replica, for `seconds` at most.
-
-    Compares how far the database's log goes, how far the running Litestream has read it, and what of that is at the
-    store. Never by `litestream sync`: it has Litestream read the log out of its turn.
-    Raises Failure with the store's reason, with ASTRAY, or TAKES_NOTHING.
-    """
-    deadline = time.monotonic() + seconds
-    wanted, number = committed(config), (last_lineage(config) or {"lineage": 1})["lineage"]
-    astray = aim = None
-    while True:
-        there = max((int(each["max_txid"], 16) for each in changes(config, found, number)), default=0)
-        now, place = committed(config), position(config, number)
-        if place and not on_track(config, place, now):
-            # Once may be a look at two moments.
-            if astray == (place, now):
-                raise Failure(f"the replica {found.url} cannot be read: {ASTRAY}", "see abathur-db status")
-            astray, aim = (place, now), None
-        elif aim is None and place and place.salts == now.salts:
-            # A log that was begun anew waited for Litestream to have read the former one. Later changes are not waited
-            # for: where one more is always on its way that would never end.
-            aim = place.change if place.salts != wanted.salts or place.end >= wanted.end else None
-        if aim is not None and there >= aim:
-            return
-        if time.monotonic() >= deadline:
-            raise Failure(f"the replica {found.url} cannot be read: {TAKES_NOTHING}", "see abathur-db status")
-        time.sleep(POLL_SECONDS)
-
-
-@dataclass(frozen=True)
-class Log:
-    """A place in the write-ahead log: the salts that it was begun with, and the byte up to which it goes."""
-
-    salts: bytes
-    end: int
-    change: int = 0
-    """For what Litestream has read: the number of the last change in it."""
-
-
-def committed(config: Config) -> Log:
-    """Return up to where the log is committed, as every process that has the database open is told by the -shm."""
-    # By another process: closing the file would take this one's locks on it away (sqlite.org/howtocorrupt.html, 2.2).
-    read = ["head", "--bytes=40", str(database.sidecars(config.database)[1])]
-    try:
-        header = subprocess.run(read, capture_output=True, check=False).stdout
-        # The header of the -shm: sqlite.org/walformat.html, section 2.1.
-        page, frames, salts = struct.unpack("=14xHI12x8s", header)
-    except struct.error:
-        return Log(b"", LOG_HEADER)
-    # 1 stands for 65536.
-    return Log(salts, LOG_HEADER + frames * (FRAME_HEADER + (65536 if page == 1 else page)))
-
-
-def position(config: Config, number: int) -> Log | None:
-    """Return up to where Litestream has read the log, None before it has read any."""
-    names = sorted(each.name for each in _changes(config, number).glob("*.ltx"))
-    return change(config, number, names[-1].partition("-")[0]) if names else None
-
-
-def change(config: Config, number: int, identity: str) -> Log:
-    """Return up to where Litestream had read the log with a change, which it names by 16 hexadecimal digits."""
-    with (_changes(config, number) / f"{identity}-{identity}.ltx").open("rb") as stream:
-        last, offset, size, salts = LTX_HEADER.unpack(stream.read(LTX_HEADER.size))
-    return Log(salts, offset + size, last)
-
-
-def _changes(config: Config, number: int) -> Path:
-    return home(config) / f"{number:04}" / "ltx" / "0"
-
-
-def on_track(config: Config, place: Log, log: Log) -> bool:
-    """Tell whether all that Litestream has read of this log is committed, or stands right behind what is.
-
-    A process that is killed while it commits leaves a whole transaction behind the end of the log, which was never
-    committed, and which Litestream takes for one that was. That does no harm until another one stands in its place.
-    """
-    if place.salts != log.salts or place.end <= log.end:
-        return True
-    page = page_bytes(config)
-    with database.sidecars(config.database)[0].open("rb") as stream:
-        header = stream.read(LOG_HEADER)
-        # Each frame's checksum goes on from that of the one before: sqlite.org/fileformat2.html, section 4.2.
-        before = header[24:]
-        if log.end > LOG_HEADER:
-            stream.seek(log.end - page - 8)
-            before = stream.read(8)
-            stream.seek(log.end)
-        frame = stream.read(FRAME_HEADER + page)
-    if len(frame) < FRAME_HEADER + page:
-        return False
-    order = ">" if header[3] & 1 else "<"
-    first, second = struct.unpack(">2I", before)
-    for left, right in struct.iter_unpack(f"{order}2I", frame[:8] + frame[FRAME_HEADER:]):
-        first = (first + left + second) & 0xFFFFFFFF
-        second = (second + right + first) & 0xFFFFFFFF
-    return struct.pack(">2I", first, second) == frame[16:FRAME_HEADER]
-
-
-def checksum(config: Config, end: int) -> bytes:
-    """Return the log's salts and the checksum of all its frames up to a byte; empty where no frame ends there."""
-    start = end - FRAME_HEADER - page_bytes(config)
-    if start < LOG_HEADER:
-        return b""
-    try:
-        with database.sidecars(config.database)[0].open("rb") as stream:
-            stream.seek(start + 8)
-            return stream.read(16)
-    except FileNotFoundError:
-        return b""
-
-
-def page_bytes(config: Config) -> int:
-    """Return the size of a page of the database; 4096 where it cannot be told."""
-    header = b""
-    if config.database.exists():
-        with config.database.open("rb") as stream:
-            header = stream.read(18)
-    # Bytes 16 and 17; 1 stands for 65536 (sqlite.org/fileformat.html, section 1.3.2).
-    size = int.from_bytes(header[16:], "big") or 4096
-    return 65536 if size == 1 else size
-
-
 def fetch(config: Config, found: Settings, wanted: Point, target: Path) -> None:
     """Write a state of the replica to a new file, which only its owner may read. Raises Failure."""
     guarded.clear(target)
@@ -391,7 +259,7 @@ def configuration(config: Config, found: Settings, number: int) -> dict[str, Any
                 "meta-path": str(home(config) / f"{number:04}"),
                 "monitor-interval": SEND,
                 # While it replicates it alone can shorten the log: at half of the limit, as our own jobs would.
-                "truncate-page-n": config.wal_limit_mb * host.MB // 2 // page_bytes(config),
+                "truncate-page-n": config.wal_limit_mb * host.MB // 2 // database.page_bytes(config.database),
                 "replica": replica,
             }
         ],

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, failover, host, replica, runs, standby, watch
+from abathur_db import database, failover, host, replica, runs, standby, wal, watch
 from abathur_db.config import Config
 from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
@@ -119,7 +119,7 @@ def _wait(config: Config, found: replica.Settings) -> str:
         time.sleep(0.2)
     while True:
         try:
-            replica.arrive(config, found, deadline - time.monotonic())
+            wal.arrive(config, found, deadline - time.monotonic())
         except Failure as failure:
             fault = str(failure).partition("cannot be read: ")[2] or str(failure)
             if fault != replica.ASTRAY or time.monotonic() >= deadline:

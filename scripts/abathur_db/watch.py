@@ -16,7 +16,7 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
-from abathur_db import database, replica
+from abathur_db import database, replica, wal
 from abathur_db.config import Config
 from abathur_db.result import Failure
 
@@ -78,7 +78,7 @@ def _begun(config: Config, number: int, hold: ExitStack) -> Way | None:
         connection.execute("BEGIN")
         # Whoever reads first after a crash has the -shm made anew.
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        place, log = replica.position(config, number), replica.committed(config)
+        place, log = wal.position(config, number), wal.committed(config)
         if place and (place.salts != log.salts or place.end > log.end):
             return None
         hold.enter_context(reader.pop_all())
@@ -142,8 +142,8 @@ class Way:
     def __init__(self, config: Config, number: int, *, emptied: bool = False) -> None:
         """Begin on the lineage `number`; `emptied`: with a log in which nothing stands of what it sent last."""
         self.config, self.number, self.emptied = config, number, emptied
-        self.frame = replica.FRAME_HEADER + replica.page_bytes(config)
-        place = replica.position(config, number)
+        self.frame = wal.FRAME_HEADER_BYTES + database.page_bytes(config.database)
+        place = wal.position(config, number)
         self.change, self.end, self.frames = "", place.end if place else 0, b""
         self.sealed = False
         """Whether all of the log is sent, and nothing can be added to it: then a new one may begin."""
@@ -156,11 +156,11 @@ class Way:
         if step == "sync":
             return self._reads(told)
         if step == "db sync":
-            self.end, self.sealed = replica.change(self.config, self.number, self.change).end, False
-            self.frames = replica.checksum(self.config, self.end)
+            self.end, self.sealed = wal.change(self.config, self.number, self.change).end, False
+            self.frames = wal.checksum(self.config, self.end)
         elif step == "checkpoint" and told["mode"] == "PASSIVE":
             frames = int(told["result"].split(",")[1])
-            end = replica.LOG_HEADER + self.frame * frames
+            end = wal.HEADER_BYTES + self.frame * frames
             # -1 where SQLite says nothing of the log: somebody else was at the same work.
             if frames >= 0 and self.end and self.end != end:
                 return f"Litestream had sent {self.end} bytes of a log of {end}"
@@ -170,16 +170,16 @@ class Way:
     def _reads(self, told: dict[str, Any]) -> str:
         offset, whole, expected = told["offset"], bool(told.get("snap")), self.emptied
         self.change, self.emptied = told["txid"], False
-        salts, now = self.frames[:8], replica.checksum(self.config, self.end)
+        salts, now = self.frames[:8], wal.checksum(self.config, self.end)
         # Litestream compares the last page alone, which may be the same in both.
         if self.frames and not whole and now[:8] == salts and now != self.frames:
             return f"another transaction stands where Litestream had sent one, before byte {self.end} of the log"
-        if whole == (offset == replica.LOG_HEADER) or expected:
+        if whole == (offset == wal.HEADER_BYTES) or expected:
             # A whole copy of the database needs the log from its beginning; a part of it goes on from the last.
             return ""
         if whole:
             return f"Litestream found another transaction than it had sent, before byte {offset} of the log"
         # The last change may have ended where the log begins: nothing was in it.
-        if self.sealed or self.end == replica.LOG_HEADER:
+        if self.sealed or self.end == wal.HEADER_BYTES:
             return ""
         return "the log was begun anew before Litestream had read all of the former one"
