@@ -24,6 +24,7 @@ from abathur_db import (
     failover,
     fleet_page,
     host,
+    metrics,
     page,
     preflight,
     release,
@@ -165,10 +166,32 @@ def test_a_standby_follows_and_shows_its_lag(
         assert result.summary.endswith(", in lineage 0001")
         shown = "\n".join(status.status(follower).report())
         assert "a standby: schema version 1, " in shown
-        assert "lineage 0001, 0." in shown
+        assert re.search(r"lineage 0001, \d+\.\d s behind", shown)
         assert value(copy.path, "SELECT count(*) FROM memory_entries") == 5
         assert [each.id for each in doctor.doctor(follower).checks if each.id == "standby"] == ["standby"]
     assert not follower.database.exists()
+
+
+def test_a_standby_tells_prometheus_alone_how_far_it_is_behind(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    conf = replace(follower, metrics_textfile=str(tmp_path / "abathur.prom"))
+    with following(follower):
+        caught_up(follower)
+        recorded(follower, replication.replication(follower))
+        assert metrics.collect(conf, dry_run=True).ok
+        assert not Path(conf.metrics_textfile).exists()
+        assert metrics.collect(conf).ok
+    told = Path(conf.metrics_textfile).read_text()
+    for line in ("up 1.0", "standby 1.0", "replication_lineage 1"):
+        assert f"\nabathur_db_{line}\n" in told
+    assert "\nabathur_db_replication_lag_seconds " in told
+    shutil.rmtree(standby.place(follower))
+    gone = metrics.collect(conf)
+    assert gone.hint
+    assert "found there is no copy yet" in gone.summary
+    assert "\nabathur_db_up 0.0\n" in Path(conf.metrics_textfile).read_text()
 
 
 def test_a_restart_makes_a_new_copy_and_the_old_one_stays_until_it_has_caught_up(
@@ -274,6 +297,10 @@ def test_a_fenced_host_refuses_what_writes(
     with pytest.raises(Failure, match="this host is a standby") as refused:
         failover.refuse(conf, "backup")
     assert "failover.yml" in refused.value.hint
+    settings(primary, follows=False)
+    with pytest.raises(Failure, match="metrics is the primary's work: this host is fenced since 2026"):
+        metrics.collect(conf)
+    settings(primary, follows=True)
     # A database of one's own is nobody's primary.
     assert failover.may_write(primary).ok
     mask = os.umask(0o077)

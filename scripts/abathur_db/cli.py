@@ -35,7 +35,7 @@ class Command:
     the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
     that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
     backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
-    `primary`: refused on a fenced host, as all that lock are.
+    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own.
     `configured`: False for what works without a database or a host. `positional`: an argument in the
     place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
@@ -177,7 +177,6 @@ COMMANDS = {
     "metrics": Command(
         "metrics:collect",
         "record sizes, latencies, jobs and backups for monitoring",
-        primary=True,
         dry_run=True,
         recorded=True,
     ),

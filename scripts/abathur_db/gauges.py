@@ -90,6 +90,7 @@ def of_replication(config: Config) -> list[Sample]:
         Sample("replication_arrived_timestamp_seconds", arrived),
         Sample("replication_lineage", known["lineage"]),
         Sample("replication_unsent_bytes", known["unsent_bytes"]),
+        Sample("standby", float(settings.standby)),
     ]
     lag = known["lag_seconds"]
     return samples if lag is None else [*samples, Sample("replication_lag_seconds", lag)]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from abathur_db import database, gauges, runs, textfile
+from abathur_db import database, failover, gauges, host, runs, standby, textfile
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
 from abathur_db.textfile import Sample
@@ -40,17 +40,21 @@ PAUSE_SECONDS = 0.05
 
 
 def collect(config: Config, dry_run: bool = False) -> Result:
-    """Measure, insert the values into the table metrics, prune it, and write the textfile.
+    """Measure, insert the values into the table metrics, prune it, and write the textfile; on a standby that alone.
 
     What cannot be done without waiting for somebody is skipped and named in data.notes.
-    Raises Failure when the database is absent, corrupt or not to be read; the textfile then says so.
+    Raises Failure when the database is absent, corrupt or not to be read; the textfile then says so. Raises Failure on
+    a fenced host that is no standby.
     """
+    if standby.is_one(config):
+        return _of_standby(config, dry_run)
+    if config.owner and host.fenced():
+        failover.refuse(config, "metrics")
     with runs.beside(config.state_directory, "metrics") as holder:
         if holder.split(" ")[0] in ALONE:
             return Result("metrics", f"skipped: {holder} has the database to itself", data={"notes": [], "samples": []})
         notes: list[str] = []
-        samples = [Sample("collection_timestamp_seconds", round(time.time())), *gauges.of_host(config)]
-        samples += [*gauges.of_jobs(config), *gauges.of_backups(config), *gauges.of_replication(config)]
+        samples = [*_of_host(config), *gauges.of_backups(config)]
         try:
             with database.opened(config.database, WAIT_MS, read_only=True) as connection:
                 samples += gauges.of_database(config, connection, notes)
@@ -67,6 +71,19 @@ def collect(config: Config, dry_run: bool = False) -> Result:
     return _result(samples, notes, checks, dry_run)
 
 
+def _of_host(config: Config) -> list[Sample]:
+    """Return what is measured beside the database."""
+    now = Sample("collection_timestamp_seconds", round(time.time()))
+    return [now, *gauges.of_host(config), *gauges.of_jobs(config), *gauges.of_replication(config)]
+
+
+def _of_standby(config: Config, dry_run: bool) -> Result:
+    copy = standby.checks(config)[0]
+    samples = [*_of_host(config), Sample("up", float(copy.ok))]
+    checks = [] if dry_run else [copy, *_textfile(config, samples)]
+    return _result(samples, [], checks, dry_run)
+
+
 def _result(samples: list[Sample], notes: list[str], checks: list[Check], dry_run: bool) -> Result:
     summary, hint = summarize("metrics", checks)
     if not hint:
@@ -78,7 +95,7 @@ def _result(samples: list[Sample], notes: list[str], checks: list[Check], dry_ru
     data = {
         "samples": [asdict(each) for each in samples],
         "notes": notes,
-        "journal_mode": by_name["journal_mode_info"][0].labels["mode"],
+        "journal_mode": next((each.labels["mode"] for each in by_name.get("journal_mode_info", [])), None),
         "indexes": {each.labels["query"]: each.labels["index"] for each in by_name.get("query_index_info", [])},
         "duplicate_indexes": {
             each.labels["index"]: each.labels["other"] for each in by_name.get("duplicate_index_info", [])

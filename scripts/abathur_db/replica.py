@@ -241,15 +241,14 @@ def fetch(config: Config, found: Settings, wanted: Point, target: Path) -> None:
     target.chmod(0o600)
 
 
-def configuration(config: Config, found: Settings, number: int) -> dict[str, Any]:
-    """Return Litestream's own configuration for one lineage."""
+def configuration(config: Config, found: Settings, number: int, level: str = "info") -> dict[str, Any]:
+    """Return Litestream's own configuration for one lineage; `level`: of what it says, as it names them."""
     replica: dict[str, Any] = {"url": found.place(number), "sync-interval": SEND}
     if found.url.startswith("sftp:"):
         replica |= {"key-path": credential(), "host-key": found.host_key}
     return {
         "socket": {"enabled": True, "path": str(socket(config)), "permissions": 0o600},
-        # Each step of its way through the log is looked at: watch.py.
-        "logging": {"level": "debug", "type": "json", "stderr": True},
+        "logging": {"level": level, "type": "json", "stderr": True},
         "snapshot": {"interval": "24h", "retention": f"{24 * found.keep_days}h"},
         # A stop waits that long for a store that is away; what was not sent is sent after the next start.
         "shutdown-sync-timeout": "10s",

@@ -37,8 +37,9 @@ def replicate(config: Config) -> Result:
     database.require(config.database)
     number = replica.lineage(config, found)
     path = replica.home(config) / "litestream.yml"
-    # JSON is YAML.
-    runs.write_whole(path, json.dumps(replica.configuration(config, found, number), indent=2) + "\n")
+    # Each step of its way through the log is looked at: watch.py. JSON is YAML.
+    told = replica.configuration(config, found, number, "debug")
+    runs.write_whole(path, json.dumps(told, indent=2) + "\n")
     watch.run(config, number, [str(found.litestream), "replicate", "-no-expand-env", "-config", str(path)])
     return Result("replicate", f"stopped; {config.database} is not replicated")
 

@@ -13,7 +13,7 @@ LABELS = {"job": "job_name"}
 """Labels with another name here: `job` is Prometheus' own, and one of ours would arrive as `exported_job`."""
 
 HELP = {
-    "up": "1 when the database could be opened and read.",
+    "up": "1 when the database, on a standby its copy, could be opened and read.",
     "collection_timestamp_seconds": "When these values were collected.",
     "database_bytes": "Size of the database file.",
     "wal_bytes": "Size of the write-ahead log.",
@@ -46,6 +46,7 @@ HELP = {
     "replication_arrived_timestamp_seconds": "When the replica last had everything, 0 for never.",
     "replication_lineage": "Number of the replica's lineage that changes go to.",
     "replication_unsent_bytes": "Size of the changes on the host: those to send, and those of the last minutes.",
+    "standby": "1 on a standby, 0 on a primary that is replicated.",
 }
 """Every metric that is collected, without its prefix; all of them are gauges in base units."""
 

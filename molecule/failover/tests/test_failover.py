@@ -98,7 +98,17 @@ def test_nothing_writes_on_a_standby(standby: Any) -> None:
     assert "Assertion failed" in standby.run("systemctl start abathur.service").stderr
     assert not standby.file("/var/lib/abathur/abathur.db").exists
     timers = standby.check_output("systemctl list-timers --no-legend 'abathur-db@*'")
-    assert [each for each in timers.split() if each.endswith(".timer")] == ["abathur-db@replication.timer"]
+    found = {each for each in timers.split() if each.endswith(".timer")}
+    assert found == {"abathur-db@replication.timer", "abathur-db@metrics.timer"}
+
+
+def test_a_standby_tells_prometheus_how_far_it_is_behind(primary: Any, standby: Any) -> None:
+    for host, role in ((primary, 0), (standby, 1)):
+        host.check_output("systemctl start abathur-db@metrics.service")
+        told = host.check_output("cat /var/lib/abathur-metrics/abathur.prom")
+        found = dict(re.findall(r"^abathur_db_(standby|up|replication_\w+) (\S+)$", told, re.MULTILINE))
+        assert (float(found["standby"]), float(found["up"]), float(found["replication_lineage"])) == (role, 1, 1), told
+        assert float(found["replication_lag_seconds"]) < 30
 
 
 def test_a_standby_that_is_deployed_again_stays_as_it_is(playbook: Playbook) -> None:
