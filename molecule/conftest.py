@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,36 @@ def playbook() -> Playbook:
         )
 
     return run
+
+
+def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until something is so; the test's own assertions tell when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def proof(host: Any) -> dict[str, Any]:
+    """Run the job replication now; return its record."""
+    host.run("systemctl start abathur-db@replication.service")
+    found: dict[str, Any] = json.loads(host.check_output("cat /var/lib/abathur-db/last/replication.json"))
+    return found
+
+
+def ledger(host: Any) -> list[tuple[float, str]]:
+    """Return what resources/writer.py was told is committed: when, and which session."""
+    lines = host.run("cat /var/lib/ledger/acknowledged").stdout.splitlines()
+    return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 3]
+
+
+def sessions(host: Any, path: str = "/var/lib/abathur/abathur.db") -> set[str]:
+    """Return the sessions of a database of the host's."""
+    program = (
+        f"import sqlite3; print(*(row[0] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
+    )
+    user = host.check_output(f"stat -c %U {path}")
+    return set(host.check_output(f'runuser -u {user} -- python3 -c "{program}"').split())
 
 
 @pytest.hookimpl(hookwrapper=True)

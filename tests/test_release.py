@@ -332,14 +332,20 @@ def test_an_application_that_does_not_start_again_fails_the_rollback_and_is_trie
     assert migrated
 
 
-def replicate(conf: Config, etc: Path, secret: str) -> None:
-    """Do to the files what a deploy with replication does."""
+def replicate(conf: Config, etc: Path, secret: str, unit: str = replica.UNIT) -> None:
+    """Do to the files what a deploy with replication does, with the unit of a standby also that of one."""
     (etc / "abathur-db.secrets").mkdir(mode=0o700, exist_ok=True)
     (etc / "abathur-db.secrets/replica").write_text(secret)
     about = {"database": str(conf.database), "litestream": str(conf.install_directory / "litestream-1")}
-    rest = {"url": "file:///r", "host_key": "", "maximum_lag_seconds": 30, "keep_days": 7, "standby": False}
+    rest = {
+        "url": "file:///r",
+        "host_key": "",
+        "maximum_lag_seconds": 30,
+        "keep_days": 7,
+        "standby": unit == replica.FOLLOW,
+    }
     (etc / "abathur-db-replication.yml").write_text(json.dumps({**about, **rest}))
-    (etc / "systemd/system" / replica.UNIT).write_text("[Install]\n")
+    (etc / "systemd/system" / unit).write_text("[Install]\n")
     (conf.install_directory / "litestream-1").write_text("program")
 
 
@@ -393,3 +399,21 @@ def test_a_backup_in_the_place_of_a_replicated_database_stops_replication_meanwh
     words = [each for each in called if each[0] in ("stop", "start")]
     both = ("abathur-db-replicate.service", "app.service")
     assert words == [("stop", *both), ("start", *both)]
+
+
+def test_a_failed_deploy_of_a_standby_goes_back_to_what_ran_before(
+    conf: Config, etc: Path, called: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no database of its own, and needs none for that."""
+    monkeypatch.setattr(replica, "SETTINGS", etc / "abathur-db-replication.yml")
+    conf.database.unlink()
+    replicate(conf, etc, "former", replica.FOLLOW)
+    release.keep(conf, "")
+    install(conf, etc, "two", ["backup", "drill"])
+    (etc / "abathur-db.secrets/replica").write_text("new")
+    called.clear()
+    assert go_back(conf, failed_deploy=True).summary == "returned to release one"
+    assert (etc / "abathur-db.secrets/replica").read_text() == "former"
+    assert ("stop", replica.FOLLOW) in called
+    assert ("enable", "--now", "abathur-db@backup.timer", "abathur-db@vacuum.timer", replica.FOLLOW) in called
+    assert not conf.database.exists()

@@ -182,7 +182,8 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     former = record(folder)
     if failed_deploy and folder != _pending(config):
         return Result("rollback", "no former release was kept by this deploy", data={"done": []})
-    if standby.is_one(config):
+    follows = standby.is_one(config)
+    if follows and not failed_deploy:
         raise Failure(
             "a standby has no database of its own to roll back",
             "roll the primary back; another release comes to a standby by a deploy: ansible-playbook deploy.yml",
@@ -193,7 +194,7 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
             "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
         )
     target = None if to else former
-    source = _source(config, target) if target else to
+    source = _source(config, target) if target and not follows else to
     if dry_run:
         said = host.as_owner(config.owner, lambda: _dry(config, source)) if source else {"summary": ""}
         parts = [f"would return to release {target['release']}"] if target else []
@@ -289,13 +290,13 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     if config.backup_owner and kept.exists() and not tomllib.loads(kept.read_text("utf-8")).get("backup_owner"):
         takeover.give_back(config)
     wanted = {each.relative_to(folder / "etc") for each in _files(folder / "etc")}
-    service = Path(UNITS) / replica.UNIT
-    if (ETC / service).exists():
-        # What it runs with changes, and the tool as well.
-        host.control("stop", replica.UNIT)
+    # What they run with changes, and the tool as well.
+    for service in replica.SERVICES:
+        if (ETC / UNITS / service).exists():
+            host.control("stop", service)
     for each in _files(ETC):
         if each.relative_to(ETC) not in wanted:
-            if each.suffix == ".timer" or each.name == replica.UNIT:
+            if each.suffix == ".timer" or each.name in replica.SERVICES:
                 host.control("disable", "--now", each.name)
             each.unlink()
     for program in folder.glob(replica.PROGRAMS):
@@ -312,7 +313,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     link.symlink_to(former["release"])
     link.rename(config.install_directory / "current")
     host.control("daemon-reload")
-    if enabled := former["timers"] + ([replica.UNIT] if service in wanted else []):
+    if enabled := former["timers"] + [name for name in replica.SERVICES if Path(UNITS) / name in wanted]:
         host.control("enable", "--now", *enabled)
     return [f"returned to release {former['release']}"]
 

@@ -32,6 +32,8 @@ UNIT = "abathur-db-replicate.service"
 FOLLOW = "abathur-db-follow.service"
 """In the place of the other one on a standby."""
 
+SERVICES = (UNIT, FOLLOW)
+
 PROGRAMS = "litestream-*"
 """Litestream by its versions, in the install directory."""
 

@@ -6,18 +6,15 @@ network that is split. Then it comes back.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
 import yaml
-from conftest import Playbook
+from conftest import Playbook, ledger, proof, sessions, wait
 
 PRIMARY, STANDBY = "failover-debian12", "failover-debian13"
 DEAD = ("-e", "abathur_db_failover_primary_is_dead=true")
@@ -53,33 +50,6 @@ def inventory(tmp_path: Path, *, cut_off: bool = False, standby: str = STANDBY) 
     path = tmp_path / "inventory.yml"
     path.write_text(yaml.safe_dump(found))
     return str(path)
-
-
-def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until something is so; the test's own assertions tell when it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return found
-
-
-def proof(host: Any) -> dict[str, Any]:
-    """Run the job now; return its record."""
-    host.run("systemctl start abathur-db@replication.service")
-    found: dict[str, Any] = json.loads(host.check_output("cat /var/lib/abathur-db/last/replication.json"))
-    return found
-
-
-def ledger(host: Any) -> list[tuple[float, str]]:
-    lines = host.run("cat /var/lib/ledger/acknowledged").stdout.splitlines()
-    return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 3]
-
-
-def sessions(host: Any, path: str = "/var/lib/abathur/abathur.db") -> set[str]:
-    program = (
-        f"import sqlite3; print(*(row[0] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
-    )
-    return set(host.check_output(f'runuser -u abathur -- python3 -c "{program}"').split())
 
 
 def test_a_standby_follows_and_answers_and_shows_its_lag(primary: Any, standby: Any) -> None:

@@ -7,11 +7,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import testinfra
+from conftest import ledger, proof, sessions, wait
 
 SECRET = "replica-5ec2e7"
 PATTERN = "[r]eplica-5ec2e7"
@@ -25,21 +26,6 @@ def hosts() -> list[Any]:
     return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
 
 
-def wait(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    """Wait until something is so; the test's own assertions tell when it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return found
-
-
-def proof(host: Any) -> dict[str, Any]:
-    """Run the job now; return its record."""
-    host.run("systemctl start abathur-db@replication.service")
-    found: dict[str, Any] = json.loads(host.check_output("cat /var/lib/abathur-db/last/replication.json"))
-    return found
-
-
 def said(host: Any) -> str:
     """Return what the last alert of the job said."""
     found: str = host.check_output("journalctl -u abathur-db-alert@replication -o cat --no-pager -n 50")
@@ -47,7 +33,7 @@ def said(host: Any) -> str:
 
 
 def acknowledged(host: Any) -> set[str]:
-    return set(host.run("cat /var/lib/ledger/acknowledged").stdout.split())
+    return {identity for _, identity in ledger(host)}
 
 
 def lineage(host: Any) -> int:
@@ -63,14 +49,6 @@ def _at_work() -> Iterator[None]:
     for host in hosts():
         host.run("systemctl stop abathur.service")
         assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
-
-
-def sessions(host: Any, path: str) -> set[str]:
-    """Return the rows of a restored database, by the ids of the ledger."""
-    program = (
-        f"import sqlite3; print(*(row[0][:36] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
-    )
-    return set(host.check_output(f'python3 -c "{program}"').split())
 
 
 def arrived(host: Any) -> set[str]:
