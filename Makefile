@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback security monitoring diagnose fleet
+SCENARIO ?= default upgrade timers rollback security monitoring diagnose fleet replication failover
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=

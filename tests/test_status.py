@@ -64,6 +64,7 @@ def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config
         "finished": "2026-11-24T02:00:00+00:00",
         "seconds": 1.5,
         "last_success": "2026-11-24T02:00:00+00:00",
+        "running": False,
         "next_run": "Wed 2026-11-25 02:00:00 UTC",
     }
     assert result.data["jobs"]["vacuum"]["summary"] == "never ran"
@@ -73,6 +74,16 @@ def test_each_job_has_its_last_result_last_success_and_next_run(deployed: Config
     lines = "\n".join(result.report())
     assert "backup           succeeded    2026-11-24T02:00:00+00:00  Wed 2026-11-25 02:00:00 UTC" in lines
     assert "vacuum           never ran    never                      never" in lines
+
+
+def test_a_job_that_runs_now_has_its_next_run_after_that(deployed: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = SHOWN.replace(
+        "ActiveState=inactive\nUnitFileState=disabled", "ActiveState=active\nSubState=running\nUnitFileState=enabled"
+    )
+    monkeypatch.setattr(host, "systemctl", lambda verb, *_: LISTED if verb == "list-unit-files" else shown.splitlines())
+    result = status.status(deployed)
+    assert result.data["jobs"]["vacuum"]["running"] is True
+    assert "vacuum           never ran    never                      after this one" in "\n".join(result.report())
 
 
 def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:

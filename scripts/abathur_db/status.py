@@ -95,7 +95,8 @@ def _table(data: dict[str, Any]) -> list[str]:
         lines.append(f"{'job':16} {'last result':12} {'last success':26} next run")
     for name, job in data["jobs"].items():
         last = "never ran" if job["ok"] is None else "succeeded" if job["ok"] else "failed"
-        lines.append(f"{name:16} {last:12} {job['last_success'] or 'never':26} {job['next_run'] or 'never'}")
+        following = job["next_run"] or ("after this one" if job["running"] else "never")
+        lines.append(f"{name:16} {last:12} {job['last_success'] or 'never':26} {following}")
     return [*lines, ""]
 
 
@@ -161,6 +162,7 @@ def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[st
             "finished": last["finished"] if last else None,
             "seconds": last.get("seconds") if last else None,
             "last_success": success["finished"] if success else None,
+            "running": timer.get("SubState") == "running",
             "next_run": timer["NextElapseUSecRealtime"] or None,
         }
     return jobs
