@@ -15,7 +15,7 @@ from databases import ROOT
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "roles/abathur_monitoring/files/abathur-dashboard.json").read_text())
 PANELS = DASHBOARD["panels"]
 ELSEWHERE = {"backup_age_seconds", "backup_bytes", "backup_maximum_age_seconds", "job_last_success_timestamp_seconds"}
-ELSEWHERE |= {"replication_arrived_timestamp_seconds", "replication_lineage"}
+ELSEWHERE |= {"replication_arrived_timestamp_seconds", "replication_lineage", "standby"}
 """Metrics that no panel shows: for the table, for rules, or to ask for by hand."""
 
 

@@ -32,7 +32,7 @@ def test_promtool_finds_a_fault() -> None:
 def test_a_metric_stands_together_under_its_help_and_its_type() -> None:
     text = textfile.render([Sample("sessions", 2, {"status": "active"}), Sample("up", 1), Sample("sessions", 0.5)])
     assert text.splitlines() == [
-        "# HELP abathur_db_up 1 when the database could be opened and read.",
+        "# HELP abathur_db_up 1 when the database, on a standby its copy, could be opened and read.",
         "# TYPE abathur_db_up gauge",
         "abathur_db_up 1",
         "# HELP abathur_db_sessions Sessions by status.",

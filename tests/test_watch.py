@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import database, proof, replication, wal, watch
+from abathur_db import database, proof, replica, replication, wal, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import rows, run, value
@@ -270,3 +270,27 @@ def test_a_log_that_is_held_is_begun_anew_by_no_other_process(conf: Config) -> N
         assert subprocess.check_output([sys.executable, "-c", program], text=True) == "1\n"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "0\n"
     keeper.close()
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize(
+    ("look", "kept"),
+    [
+        (wal.committed, True),
+        (lambda conf: replica.configuration(conf, replica.required(conf), 1), True),
+        # The control: what the others must not do.
+        (lambda conf: conf.database.read_bytes(), False),
+    ],
+    ids=["log", "configuration", "file"],
+)
+def test_a_look_at_the_database_leaves_the_locks_of_this_process(
+    conf: Config, look: Callable[[Config], Any], kept: bool
+) -> None:
+    pragma = "PRAGMA journal_mode = DELETE"
+    other = f"import sqlite3; print(*sqlite3.connect({str(conf.database)!r}, 0).execute({pragma!r}).fetchone())"
+    with database.opened(conf.database, 0, read_only=True) as connection:
+        connection.execute(COUNT).fetchone()
+        look(conf)
+        done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+    assert ("database is locked" in done.stderr) == kept
+    assert (done.stdout == "delete\n") != kept
