@@ -264,24 +264,52 @@ def test_a_copy_that_is_none_does_not_answer(follower: Config) -> None:
 
 def test_a_fence_stops_all_that_writes_and_is_there_once(primary: Config, told: list[str]) -> None:
     conf = as_root(primary)
-    (host.UNITS / replica.UNIT).touch()
     wants = host.UNITS / "timers.target.wants"
     wants.mkdir()
     (wants / "abathur-db@backup.timer").touch()
-    assert failover.fence(conf, dry_run=True).changed
+    assert failover.fence(conf, lose_rows=False, dry_run=True).changed
     assert not host.fenced()
-    assert failover.fence(conf).changed
+    assert failover.fence(conf, lose_rows=False).changed
     assert told == [
         "daemon-reload",
         "disable --now abathur-db@backup.timer",
         "stop abathur-db@*.service abathur.service",
-        f"disable --now {replica.UNIT}",
     ]
     assert f"AssertPathExists=!{host.FENCE.name}" not in failover.ASSERTION
     assert (host.UNITS / "abathur.service.d" / failover.DROP_IN).read_text() == failover.ASSERTION
-    again = failover.fence(conf)
+    again = failover.fence(conf, lose_rows=False)
     assert not again.changed
     assert again.summary.startswith("fenced already, since 20")
+
+
+def test_a_fence_ends_replication_once_all_has_arrived(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    conf = as_root(primary)
+    unit = host.UNITS / "multi-user.target.wants" / replica.UNIT
+    unit.parent.mkdir()
+    unit.symlink_to("/nowhere")
+    monkeypatch.setattr(standby, "LEVEL_SECONDS", 1)
+    monkeypatch.setattr(host, "as_owner", lambda _, function: function())
+    ended = f"disable --now {replica.UNIT}"
+    for _ in range(2):
+        with pytest.raises(
+            Failure, match="the last changes are not at the replica: replication is not running"
+        ) as refused:
+            failover.fence(conf, lose_rows=False)
+        assert "abathur-db promote" in refused.value.hint
+        assert ended not in told
+        assert not failover.complete(conf)
+    monkeypatch.setattr(standby, "LEVEL_SECONDS", 30)
+    with service(primary, monkeypatch):
+        rows(primary.database, 5)
+        assert failover.fence(conf, lose_rows=False).changed
+    assert told[-1] == ended
+    told.clear()
+    assert failover.fence(conf, lose_rows=True).changed
+    assert told[-1] == ended
+    unit.unlink()
+    assert not failover.fence(conf, lose_rows=False).changed
 
 
 def test_a_fenced_host_refuses_what_writes(

@@ -395,15 +395,15 @@ def test_a_store_that_refuses_the_clock_of_the_host_is_not_taken_for_one_that_re
 
 @pytest.mark.usefixtures("configure")
 def test_a_clock_that_is_set_while_the_proof_runs_makes_no_lag(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = replication._wait
+    wait = replication.wait
     for seconds in (-3600, 3600):
         with service(conf, monkeypatch), monkeypatch.context() as patch:
 
             def waited(*arguments: Any, seconds: float = seconds, patch: pytest.MonkeyPatch = patch) -> str:
                 set_clock(seconds, patch)
-                return wait(*arguments)
+                return str(wait(*arguments))
 
-            patch.setattr(replication, "_wait", waited)
+            patch.setattr(replication, "wait", waited)
             result = replication.replication(conf)
         assert result.ok
         assert 0 <= result.data["lag_seconds"] < 30

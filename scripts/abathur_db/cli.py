@@ -201,6 +201,12 @@ COMMANDS = {
         runs_as=CALLER,
         dry_run=True,
         recorded=True,
+        arguments=(
+            (
+                "--lose-rows",
+                {"action": "store_true", "dest": "lose_rows", "help": "also when the replica lacks rows of this host"},
+            ),
+        ),
     ),
     "promote": Command(
         "failover:promote",

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, host, proof, replica, restore, runs, standby
+from abathur_db import database, host, proof, replica, replication, restore, runs, standby
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -52,15 +52,21 @@ def _drop_ins(config: Config) -> list[Path]:
     return [host.UNITS / f"{unit}.d" / DROP_IN for unit in config.application_units]
 
 
+def _replicates() -> bool:
+    """Tell whether replication starts at boot: until it has sent all, it does."""
+    return (host.UNITS / "multi-user.target.wants" / replica.UNIT).is_symlink()
+
+
 def complete(config: Config) -> bool:
-    """Tell whether the fence is there, and every unit of the application asks for it."""
-    return bool(host.fenced()) and all(each.is_file() for each in _drop_ins(config))
+    """Tell whether the fence is there, every unit of the application asks for it, and replication has ended."""
+    return bool(host.fenced()) and all(each.is_file() for each in _drop_ins(config)) and not _replicates()
 
 
-def fence(config: Config, dry_run: bool = False) -> Result:
+def fence(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     """Stop what writes on this host, jobs, application and replication, and keep it from starting, also at boot.
 
-    What was committed until then is sent to the replica, as far as the store takes it within 10 s. Runs as root.
+    Replication is stopped once all that was committed has arrived; with `lose_rows` in any case. Runs as root.
+    Raises Failure when it has not arrived: all but replication is stopped then.
     """
     if complete(config):
         return Result("fence", f"fenced already, since {host.fenced()}")
@@ -76,10 +82,23 @@ def fence(config: Config, dry_run: bool = False) -> Result:
     if timers := [f"abathur-db@{job}.timer" for job in host.enabled_timers()]:
         host.control("disable", "--now", *timers)
     host.control("stop", "abathur-db@*.service", *_application(config))
-    if (host.UNITS / replica.UNIT).exists():
-        # It sends what is left.
+    if _replicates():
+        found = replica.settings(config)
+        if found and not lose_rows:
+            host.as_owner(config.owner, lambda: _sent(config, found))
         host.control("disable", "--now", replica.UNIT)
     return Result("fence", "jobs, application and replication are stopped, and stay so", changed=True)
+
+
+def _sent(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Return nothing, once all has arrived. Raises Failure when it does not."""
+    if fault := replication.wait(config, found, standby.LEVEL_SECONDS):
+        raise Failure(
+            f"jobs and application are stopped, but the last changes are not at the replica: {fault}",
+            "run this again; to do without them: -e abathur_db_failover_lose_rows=true, by hand: abathur-db fence "
+            "--lose-rows; or let this host go on as the primary: abathur-db promote",
+        )
+    return {}
 
 
 def _application(config: Config) -> list[str]:
@@ -97,19 +116,12 @@ def _unfence(config: Config) -> None:
 
 def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
     """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own."""
-    if newer := newer_lineage(config, found):
+    if newer := replica.newer(config, found):
         raise Failure(
             f"lineage {newer:04} is newer than this host's: another host is the primary",
             "make this one a standby: ansible-playbook playbooks/rejoin.yml",
         )
     return {}
-
-
-def newer_lineage(config: Config, found: replica.Settings) -> int:
-    """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
-    own = (replica.last_lineage(config) or {}).get("lineage", 0)
-    newest = replica.newest(config, found, own) if own else 0
-    return newest if newest > own else 0
 
 
 def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
@@ -218,14 +230,15 @@ def rejoin(config: Config, dry_run: bool = False) -> Result:
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
     if not own:
         return Result("rejoin", "this host has no database of its own")
-    if found is None or not host.as_owner(config.owner, lambda: {"newer": newer_lineage(config, found)})["newer"]:
+    if found is None or not host.as_owner(config.owner, lambda: {"newer": replica.newer(config, found)})["newer"]:
         raise Failure(
             f"{config.database} may be the newest there is: no other host has begun a lineage after this one's",
             "fail over first (playbooks/failover.yml), or take this host out of the inventory group abathur_standby",
         )
     if dry_run:
         return Result("rejoin", f"would fence this host and keep {config.database} aside", changed=True)
-    fence(config)
+    # What it has not sent is in its own database, which is kept.
+    fence(config, lose_rows=True)
     kept = host.as_owner(config.owner, lambda: {"kept": _aside(config)})["kept"]
     _note(standby_now=True)
     return Result("rejoin", f"this host's own database is kept in {kept}", changed=True, data={"kept": kept})

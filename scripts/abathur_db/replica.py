@@ -193,6 +193,13 @@ def newest(config: Config, found: Settings, since: int = 0) -> int:
     return number
 
 
+def newer(config: Config, found: Settings) -> int:
+    """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
+    own = (last_lineage(config) or {}).get("lineage", 0)
+    number = newest(config, found, own) if own else 0
+    return number if number > own else 0
+
+
 def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]]:
     """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
     listed: list[dict[str, Any]] = json.loads(ask(config, found, number, "ltx", "-level", "all", "-json"))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, failover, host, replica, runs, standby, wal, watch
+from abathur_db import database, host, replica, runs, standby, wal, watch
 from abathur_db.config import Config
 from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
@@ -52,7 +52,8 @@ def replication(config: Config) -> Result:
     """
     found = replica.required(config)
     begun, started = time.time(), time.monotonic()
-    fault = standby.level(config, found, found.maximum_lag_seconds)[0] if found.standby else _wait(config, found)
+    limit = found.maximum_lag_seconds
+    fault = standby.level(config, found, limit)[0] if found.standby else wait(config, found, limit)
     arrived = begun if not fault else _arrived(config, found)
     # The clock may have been set meanwhile. Set back, what has arrived seems to be of a time to come: as far from now
     # as it seems, its age is not known.
@@ -72,8 +73,8 @@ def replication(config: Config) -> Result:
         since = f"the clock was set back: by it the last change arrives {lag:.0f} s from now"
     check = Check(
         "replication_lag",
-        first or (lag is not None and lag <= found.maximum_lag_seconds),
-        f"every change at the replica within {found.maximum_lag_seconds} s",
+        first or (lag is not None and lag <= limit),
+        f"every change at the replica within {limit} s",
         f"{since}: {'the first copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
         replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
@@ -101,7 +102,7 @@ def _first(config: Config, found: replica.Settings, fault: str) -> bool:
 def _alone(config: Config, found: replica.Settings) -> list[Check]:
     """Check that no other host has begun a newer lineage; a store that does not answer is told of by the lag."""
     try:
-        newer = failover.newer_lineage(config, found)
+        newer = replica.newer(config, found)
     except Failure:
         return []
     said = f"lineage {newer:04} has begun after this host's: another host believes that it is the primary as well"
@@ -109,9 +110,9 @@ def _alone(config: Config, found: replica.Settings) -> list[Check]:
     return [Check("sole_primary", not newer, "one primary", said if newer else "one", f"{hint} makes it a standby")]
 
 
-def _wait(config: Config, found: replica.Settings) -> str:
-    """Wait until what is committed has arrived; return what went wrong, empty for nothing."""
-    deadline = time.monotonic() + found.maximum_lag_seconds
+def wait(config: Config, found: replica.Settings, seconds: float) -> str:
+    """Wait until what is committed has arrived, for `seconds`; return what went wrong, empty for nothing."""
+    deadline = time.monotonic() + seconds
     path = replica.socket(config)
     # Just after its start the service does not answer yet.
     while not _answers(path):
