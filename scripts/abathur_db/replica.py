@@ -250,7 +250,7 @@ def fetch(config: Config, found: Settings, wanted: Point, target: Path) -> None:
     target.chmod(0o600)
 
 
-def configuration(config: Config, found: Settings, number: int, level: str = "info") -> dict[str, Any]:
+def configuration(config: Config, found: Settings, number: int, level: str = "warn") -> dict[str, Any]:
     """Return Litestream's own configuration for one lineage; `level`: of what it says, as it names them."""
     replica: dict[str, Any] = {"url": found.place(number), "sync-interval": SEND}
     if found.url.startswith("sftp:"):

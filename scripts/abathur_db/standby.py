@@ -130,13 +130,17 @@ def _following(config: Config, found: replica.Settings, copy: Copy) -> subproces
 
 def _watch(config: Config, found: replica.Settings, copy: Copy, child: subprocess.Popen[str]) -> int:
     """Wait beside the following Litestream; return the number of a newer lineage, 0 when Litestream has ended."""
+    goal = 0
     while child.poll() is None:
         time.sleep(LOOK_AGAIN_SECONDS if copy.ready.exists() else min(1.0, LOOK_AGAIN_SECONDS))
         try:
             if replica.changes(config, found, copy.lineage + 1):
                 return copy.lineage + 1
-            if not copy.ready.exists() and copy.applied() >= _last(config, found, copy.lineage)[0]:
-                _ready(config, copy)
+            if not copy.ready.exists():
+                # What comes later is not waited for: of a primary at work there is always one change more.
+                goal = goal or _last(config, found, copy.lineage)[0]
+                if copy.applied() >= goal:
+                    _ready(config, copy)
         except Failure:
             # A store that is away comes back, and Litestream waits for it as well.
             continue
