@@ -101,8 +101,8 @@ def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproces
     with monkeypatch.context() as patch:
         original = watch._started
 
-        def start(arguments: list[str]) -> subprocess.Popen[str]:
-            started.append(original(arguments))
+        def start(*arguments: Any) -> subprocess.Popen[str]:
+            started.append(original(*arguments))
             return started[-1]
 
         patch.setattr(watch, "_started", start)

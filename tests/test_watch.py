@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -80,6 +81,29 @@ def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_data
     said = capfd.readouterr().err
     assert "Litestream found another transaction than it had sent, before byte " in said
     assert " of the log\nthe whole database is sent again" in said
+
+
+@pytest.mark.usefixtures("configure")
+def test_what_was_committed_just_before_a_stop_arrives_also_when_litestream_goes_astray_then(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def astray(child: subprocess.Popen[str], _: watch.Way, hold: ExitStack) -> bool:
+        """Find it as soon as it was told to stop."""
+        hold.close()
+        pending = 0
+        while not pending & 1 << (signal.SIGTERM - 1):
+            time.sleep(0.02)
+            told = re.search(r"^ShdPnd:\s+(\w+)", Path(f"/proc/{child.pid}/status").read_text(), re.MULTILINE)
+            pending = int(told[1], 16) if told else 0
+        return True
+
+    monkeypatch.setattr(watch, "_goes_astray", astray)
+    with service(conf, monkeypatch) as child:
+        rows(conf.database, 50)
+        assert replication.replication(conf).ok
+        child.send_signal(signal.SIGSTOP)
+        rows(conf.database, 20, "user:2")
+    is_the_database(conf, restored(conf, 1, tmp_path / "r.db"))
 
 
 @pytest.mark.usefixtures("configure")
@@ -250,6 +274,8 @@ def test_the_log_is_emptied_as_soon_as_the_readers_let_it(conf: Config, monkeypa
     rows(conf.database, 1, "user:2")
     monkeypatch.setattr(watch, "WAIT_MS", 10)
     stop = threading.Event()
+    # Somebody is at work on it: nothing is begun.
+    watch._send_rest(conf, [])
     monkeypatch.setattr(stop, "wait", lambda _: reader.execute("COMMIT"))
     assert watch._emptied(conf, stop)
     assert database.wal_bytes(conf.database) == 0

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from abathur_db import database, replica, wal
@@ -27,6 +27,9 @@ WAIT_MS = 250
 
 REST_SECONDS = 1.0
 """How long writers are left alone between two tries."""
+
+REST_OF_STOP_SECONDS = 10
+"""How long a stop waits for what is sent again: systemd leaves it 30 s, and Litestream may need 10 before and after."""
 
 TOLD = ("WARN", "ERROR")
 """The levels of what Litestream says that reach the journal."""
@@ -61,6 +64,8 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
                 if astray:
                     child.kill()
             hold.close()
+            if astray and stop.is_set():
+                _send_rest(config, arguments)
             if child.returncode and not astray and not stop.is_set():
                 raise Failure(f"Litestream ended with exit code {child.returncode}: {replica.reason(way.said)}", LOG)
             # It is ended without an error by the job replication as well, when that finds it astray.
@@ -87,26 +92,39 @@ def _begun(config: Config, number: int, hold: ExitStack) -> Way | None:
         return way
 
 
-def _emptied(config: Config, stop: threading.Event) -> bool:
-    """Move the whole log into the database and begin it anew, so that Litestream finds nothing to go on from.
+def _send_rest(config: Config, arguments: list[str]) -> None:
+    """Send again what was not sent because Litestream went astray at its end.
 
-    Returns False when it is to stop meanwhile.
+    An application that was stopped just before replication may have been killed while it committed.
     """
+    if _empty(config):
+        with _started(arguments, subprocess.DEVNULL) as child, suppress(Failure):
+            try:
+                wal.arrive(config, replica.required(config), REST_OF_STOP_SECONDS)
+            finally:
+                child.terminate()
+
+
+def _emptied(config: Config, stop: threading.Event) -> bool:
+    """Empty the log, so that Litestream finds nothing to go on from; returns False when it is to stop meanwhile."""
     sys.stderr.write("the whole database is sent again: Litestream cannot go on from what it sent last\n")
     while not stop.is_set():
-        with database.opened(config.database, WAIT_MS) as connection:
-            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if not busy:
+        if _empty(config):
             return True
         stop.wait(REST_SECONDS)
     return False
 
 
-def _started(arguments: list[str]) -> subprocess.Popen[str]:
+def _empty(config: Config) -> bool:
+    """Move the whole log into the database and begin it anew; returns False while others are at work on it."""
+    with database.opened(config.database, WAIT_MS) as connection:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
+
+
+def _started(arguments: list[str], stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     try:
-        return subprocess.Popen(
-            arguments, env=replica.environment(), stderr=subprocess.PIPE, text=True, errors="replace"
-        )
+        return subprocess.Popen(arguments, env=replica.environment(), stderr=stderr, text=True, errors="replace")
     except OSError as error:
         raise Failure(f"{arguments[0]} cannot be run: {error.strerror}", "deploy again") from None
 

@@ -39,7 +39,9 @@ def acknowledged(host: Any) -> set[str]:
 
 def restored(said: str, at: str) -> list[int]:
     """Return the lineages that were restored by what is said, each to a moment of at most 5 s before the one wanted."""
-    found = re.findall(r"restored the replica of (\S+), lineage (\d+); it lacks \d+ rows written since: sess", said)
+    sentence = r"restored the replica of (\S+), lineage (\d+); it lacks \d+ rows written since: sess"
+    # Ansible wraps it.
+    found = re.findall(sentence, " ".join(said.split()))
     wanted = datetime.fromisoformat(at)
     assert all(0 <= (wanted - datetime.fromisoformat(moment)).total_seconds() <= 5 for moment, _ in found), said
     return sorted(int(number) for _, number in found)
