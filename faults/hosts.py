@@ -52,18 +52,6 @@ def ssh(name: str, command: str) -> list[str]:
     return [program, "-o", "ConnectTimeout=90", *rest, command]
 
 
-@contextmanager
-def tunnel(name: str, port: int) -> Iterator[None]:
-    """Let a host reach a port of this machine's 127.0.0.1 as its own."""
-    program, *rest = ssh(name, "sleep infinity")
-    forward = ["-o", "ExitOnForwardFailure=yes", "-R", f"{port}:127.0.0.1:{port}"]
-    with subprocess.Popen([program, *forward, *rest], stdin=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
 class Host:
     """A host of testhost.py or testvm.py, known by its name."""
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import testhost
 import testvm
 
-from faults import hosts
 from faults.hosts import Host
-from faults.world import ROOT, until
+from faults.world import until
 
 pytestmark = pytest.mark.machine
 
@@ -142,50 +138,3 @@ def test_a_job_over_its_memory_limit_is_ended_with_an_alert_and_nothing_is_lost(
     with drop_in(machine, "[Service]\nMemoryMax=100M\nMemorySwapMax=0\n"):
         for job in JOBS:
             machine.good(f"systemctl start abathur-db@{job}.service")
-
-
-STORE, STORE_PORT = "faults-store", 21900
-SECRET = "[default]\naws_access_key_id = replica-id\naws_secret_access_key = replica-5ec2e7\n"
-
-
-@pytest.fixture
-def replicated(machine: Host, tmp_path: Path) -> Iterator[Host]:
-    """Give the machine a replica in an S3 store with another clock: on a host of its own, through a tunnel of ssh."""
-    path = tmp_path / "hosts.json"
-    port = STORE_PORT + 3
-    url = f"s3://abathur/clock?endpoint=http://127.0.0.1:{port}&region=none"
-    replica = {"abathur_replication_url": url, "abathur_replication_credentials": SECRET, **hosts.SLOW}
-    testhost.create(STORE, "trixie")
-    try:
-        found = testhost.inventory([machine.name])
-        variables = {"store_port": STORE_PORT, "store_volumes": 20}
-        found["store"] = {"hosts": testhost.inventory([STORE])["abathur"]["hosts"], "vars": variables}
-        path.write_text(json.dumps(found))
-        prepare = str(ROOT / "molecule/failover/prepare.yml")
-        hosts.ended_well(hosts.playbook(path, prepare, "--limit", STORE))
-        machine.good(f"date -s @{time.time()}")
-        with hosts.tunnel(machine.name, port):
-            for enabled in (True, False):
-                told = json.dumps({**replica, "abathur_replication_enabled": enabled})
-                hosts.ended_well(hosts.playbook(path, "deploy.yml", "-e", told))
-                if enabled:
-                    yield machine
-    finally:
-        testhost.destroy(STORE)
-
-
-def proof(host: Host) -> str:
-    """Run the job replication; return what it says."""
-    host.run("systemctl start abathur-db@replication.service")
-    return host.good("journalctl -b --no-pager -o cat -n 1 -t abathur-db -u abathur-db@replication.service")
-
-
-def test_a_clock_that_the_store_does_not_take_is_said_and_a_right_one_catches_up(replicated: Host) -> None:
-    until(lambda: "the last change arrived within" in proof(replicated), "the first copy", 300)
-    for hours in (1, -1):
-        replicated.good(f"date -s @{time.time() + hours * 3600}")
-        replicated.good("systemctl restart abathur-db-replicate.service && abathur-db seed && abathur-db analyze")
-        until(lambda: "the store refuses the clock of this host" in proof(replicated), "the reason", 300)
-        assert "timedatectl set-ntp true" in replicated.run("abathur-db status").stdout
-        replicated.good(f"date -s @{time.time()}")
-        until(lambda: "the last change arrived within" in proof(replicated), "the rest", 300)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,34 +153,6 @@ SKEWED = b"""<?xml version="1.0" encoding="UTF-8"?>
  large.</Message><RequestTime>20261125T153000Z</RequestTime><ServerTime>2026-11-25T16:30:00Z</ServerTime>\
 <MaxAllowedSkewMilliseconds>900000</MaxAllowedSkewMilliseconds><RequestId>4442587FB7D0A2F9</RequestId></Error>"""
 """What Amazon's store answers to a request of another time than its own: its API reference, Error Responses."""
-
-
-@contextmanager
-def refusing_store(body: bytes) -> Iterator[str]:
-    """Answer every request of a store's client with status 403 and this body; yields the URL."""
-
-    class Refuse(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(403)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815 - the name that the server looks for
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            return super().date_time_string((timestamp or time.time()) + 3600)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"s3://bucket/host?endpoint=http://127.0.0.1:{server.server_port}&region=none"
-        server.shutdown()
-        thread.join()
 
 
 def set_clock(seconds: float, patch: pytest.MonkeyPatch) -> None:
@@ -372,23 +343,9 @@ def test_what_comes_after_the_proof_began_is_not_waited_for(conf: Config, monkey
     assert next(there) == 3
 
 
-def test_a_store_that_refuses_the_clock_of_the_host_is_not_taken_for_one_that_refuses_its_credentials(
-    conf: Config, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lend(tmp_path, monkeypatch)
-    monkeypatch.setattr(replica, "LOOK_SECONDS", 1)
-    # Litestream's own words, which it has after two minutes.
+def test_a_clock_that_is_not_taken_is_not_called_wrong_credentials() -> None:
+    """By Litestream's own words, which it has after two minutes; tests/test_store.py has a store that does it."""
     assert replica.reason(f"operation error S3: ListObjectsV2, StatusCode: 403, {SKEWED!r}") == replica.SKEWED
-    with refusing_store(SKEWED) as url:
-        configure(url=url, maximum_lag_seconds=0)
-        with pytest.raises(Failure, match="cannot be read: the store refuses the clock of this host") as refused:
-            replication.replicate(conf)
-        recorded(conf, Result("replicate", str(refused.value), code=Exit.FAILED))
-        told = replication.replication(conf)
-    assert "timedatectl" in refused.value.hint
-    assert not told.ok
-    assert told.summary.endswith(": the store refuses the clock of this host")
-    assert "timedatectl" in told.hint
     expired = "tls: x509: certificate has expired or is not yet valid: current time 2019-01-01T00:00:00Z is before 2026"
     assert replica.HINTS[replica.reason(expired)] == replica.CLOCK
 

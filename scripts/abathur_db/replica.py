@@ -11,14 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from abathur_db import database, guarded, host, runs
 from abathur_db.config import Config
@@ -47,14 +44,6 @@ SEND = "500ms"
 """How often Litestream reads the log, and how often it sends. A change waits for both, so at its defaults, 1 s each, up
 to two seconds; twice as often costs up to twice the requests, and a listing of the last 5 minutes stays below 1000."""
 
-SKEW_SECONDS = 900
-"""How far a clock may be from the store's: Amazon's API reference, Error Responses, RequestTimeTooSkewed."""
-
-AMAZON = "https://s3.amazonaws.com"
-
-SKEW_LOOK_SECONDS = 5
-"""How long a look at the store's clock may take."""
-
 FETCH_SECONDS = 6 * 3600
 """How long a state may take to be fetched: as long as a job may take."""
 
@@ -71,7 +60,8 @@ STRANGER = "the server shows another host key than abathur_replication_host_key"
 
 REASONS = (
     (r"NoSuchBucket", "the bucket does not exist"),
-    # A store says so with the status of wrong credentials.
+    # A store says so with the status of wrong credentials. Litestream's client goes by the store's time from then on,
+    # so that it is rarely heard.
     (r"RequestTimeTooSkewed|RequestExpired|Signature not yet current|Signature expired", SKEWED),
     (r"certificate has expired or is not yet valid", INVALID),
     (r"get credentials", "there are no credentials for the store"),
@@ -324,31 +314,13 @@ def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str
             pass_fds=_lent,
         )
     except subprocess.TimeoutExpired:
-        why = SKEWED if found.url.startswith("s3:") and skewed(found) else SILENT
-        raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint)) from None
+        raise Failure(f"{where} cannot be read: {SILENT}", hint) from None
     except OSError as error:
         raise Failure(f"{found.litestream} cannot be run: {error.strerror}", "deploy again") from None
     if done.returncode != 0:
         why = reason(done.stderr)
         raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint))
     return done.stdout
-
-
-def skewed(found: Settings) -> bool:
-    """Tell whether the S3 store's clock is further from this host's than it takes requests from.
-
-    Litestream tries again for two minutes before it says so.
-    """
-    endpoint = parse_qs(urlsplit(found.url).query).get("endpoint", [""])[0]
-    connection = HTTPConnection if endpoint.startswith("http:") else HTTPSConnection
-    try:
-        asked = connection(urlsplit(endpoint or AMAZON).netloc, timeout=SKEW_LOOK_SECONDS)
-        asked.request("HEAD", "/")
-        date = parsedate_to_datetime(asked.getresponse().getheader("Date", ""))
-        asked.close()
-    except (OSError, HTTPException, ValueError):
-        return False
-    return abs(date.timestamp() - time.time()) > SKEW_SECONDS
 
 
 def reason(said: str) -> str:
