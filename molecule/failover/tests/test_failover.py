@@ -74,6 +74,7 @@ def test_nothing_writes_on_a_standby(standby: Any) -> None:
 
 def test_a_standby_tells_prometheus_how_far_it_is_behind(primary: Any, standby: Any) -> None:
     for host, role in ((primary, 0), (standby, 1)):
+        assert proof(host)["ok"], proof(host)["summary"]
         host.check_output("systemctl start abathur-db@metrics.service")
         told = host.check_output("cat /var/lib/abathur-metrics/abathur.prom")
         found = dict(re.findall(r"^abathur_db_(standby|up|replication_\w+) (\S+)$", told, re.MULTILINE))
