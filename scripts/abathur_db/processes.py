@@ -94,11 +94,7 @@ def writers(path: Path) -> list[int]:
 
 def wal_index(path: Path) -> WalIndex | None:
     """Return what the -shm beside a database says, None when there is none in use."""
-    try:
-        with database.sidecars(path)[1].open("rb") as stream:
-            head = stream.read(120)
-    except OSError:
-        return None
+    head = database.beginning(database.sidecars(path)[1], 120)
     # WalIndexHdr.isInit is byte 12; all numbers are in the byte order of the machine.
     if len(head) < 120 or not head[12]:
         return None
