@@ -155,3 +155,9 @@ def test_no_argument_of_a_command_takes_the_place_of_another_one() -> None:
         added = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
         assert not set(added) & {"command", "database", "config", "json", "dry_run"}, name
         assert len(set(added)) == len(added), name
+
+
+def test_every_file_that_the_readme_links_to_is_there() -> None:
+    linked = re.findall(r"\]\(([^)#:]+)\)", docs.README.read_text())
+    assert "docs/bench-1gb.svg" in linked
+    assert [each for each in linked if not (docs.README.parent / each).exists()] == []
