@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 
 ROOT = Path(__file__).resolve().parents[1]
 Tool = Callable[..., dict[str, Any]]
@@ -69,6 +70,12 @@ def playbook() -> Playbook:
         )
 
     return run
+
+
+def hosts() -> list[Any]:
+    """Return the hosts of this scenario."""
+    path = os.environ["MOLECULE_INVENTORY_FILE"]
+    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
 
 
 def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-import testinfra
-
-
-def hosts() -> list[Any]:
-    """Return the hosts of this scenario."""
-    path = os.environ["MOLECULE_INVENTORY_FILE"]
-    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+from conftest import hosts, wait
 
 
 def recap(output: str, word: str) -> set[int]:
@@ -98,11 +91,20 @@ def test_a_failed_check_fails_the_deploy_and_names_itself_and_the_next_step(play
 
 def test_remove_keeps_data_and_a_deploy_takes_it_up_again(playbook: Any) -> None:
     before = [host.check_output("stat -c %i /var/lib/abathur/abathur.db") for host in hosts()]
+    for host in hosts():
+        # A job that failed, as did the alert of it; and one that runs.
+        host.check_output("mv /usr/local/bin/abathur-db /root")
+        host.run_expect([1], "systemctl start abathur-db@analyze")
+        host.check_output(r"printf '#!/bin/sh\nexec sleep infinity\n' | install /dev/stdin /usr/local/bin/abathur-db")
+        host.check_output("systemctl start --no-block abathur-db@vacuum")
+        wait(lambda host=host: host.run("pgrep -x sleep").succeeded)
+        host.check_output("mv /root/abathur-db /usr/local/bin")
     done = playbook("playbooks/remove.yml", "-e", '{"abathur_db_remove_data": true}')
     assert done.returncode == 0, done.stdout
     assert "Kept:" in done.stdout
     for host in hosts():
         assert host.check_output("systemctl list-units --all --no-legend --plain 'abathur-db*'") == ""
+        assert host.run("pgrep -x sleep").failed
         assert host.check_output("find /etc /opt /usr/local/bin -maxdepth 4 -name 'abathur-db*'") == ""
     assert recap(playbook("playbooks/remove.yml").stdout, "changed") == {0}
     again = playbook("deploy.yml")

@@ -7,13 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import testinfra
-
-
-def hosts() -> list[Any]:
-    """Return the hosts of this scenario."""
-    path = os.environ["MOLECULE_INVENTORY_FILE"]
-    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+from conftest import hosts
 
 
 def test_each_host_has_its_page_and_the_worst_is_first(playbook: Any, tmp_path: Path) -> None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra
-from conftest import ROOT
+from conftest import ROOT, hosts
 
 
-def hosts() -> dict[int, Any]:
+def numbered() -> dict[int, Any]:
     """Return the hosts of this scenario by their number."""
-    path = os.environ["MOLECULE_INVENTORY_FILE"]
-    found = testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path)
-    return {int(re.findall(r"-(\d)-", host.backend.host)[0]): host for host in found}
+    return {int(re.findall(r"-(\d)-", host.backend.host)[0]): host for host in hosts()}
 
 
 def limits() -> dict[int, str]:
     """Return what tells the deploys of these tests apart on each host, a limit in its configuration."""
     say = "sed -n 's/^wal_limit_mb = //p' /etc/abathur-db.toml"
-    return {number: host.check_output(say) for number, host in hosts().items()}
+    return {number: host.check_output(say) for number, host in numbered().items()}
 
 
 def summary(output: str) -> dict[int, str]:
@@ -46,7 +42,7 @@ def sick(tmp_path: Path) -> Any:
 
 def same(output: str, word: str) -> None:
     """Check that the summary says the same of all hosts, and names the release that each runs."""
-    for number, host in hosts().items():
+    for number, host in numbered().items():
         release = host.check_output("readlink /opt/abathur-db/current")
         assert re.fullmatch(rf"{word} +release {re.escape(release)}", summary(output)[number])
     assert f"5 hosts: 5 {word}" in output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,19 +11,13 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import testinfra
-from conftest import ledger, proof, sessions, wait
+from conftest import hosts, ledger, proof, sessions, wait
 
 SECRET = "replica-5ec2e7"
 PATTERN = "[r]eplica-5ec2e7"
 """What finds it, and not the command that looks for it."""
 
 HIDDEN = "/etc/abathur-db.secrets/replica"
-
-
-def hosts() -> list[Any]:
-    """Return the hosts of this scenario."""
-    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
 
 
 def said(host: Any) -> str:

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra
+from conftest import ROOT, hosts, wait
 
-ROOT = Path(__file__).resolve().parents[3]
 DATABASE = "/var/lib/abathur/abathur.db"
 PARTS = ("ansible.cfg", "deploy.yml", "rollback.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
-
-
-def hosts() -> list[Any]:
-    """Return the hosts of this scenario."""
-    path = os.environ["MOLECULE_INVENTORY_FILE"]
-    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
-
-
-def wait(condition: Any) -> None:
-    """Wait until something is so; the test's own assertions tell when it never is."""
-    for _ in range(150):
-        if condition():
-            return
-        time.sleep(0.2)
 
 
 def acknowledged(host: Any) -> set[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import testinfra
 
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill", "metrics", "retain")
 HANDOVER = "abathur-db-snapshot.service"
@@ -23,11 +21,6 @@ OWNED = {
 }
 OURS = "/var/lib/abathur /var/backups/abathur /var/lib/abathur-db"
 PRECIOUS = "what only root may read"
-
-
-def hosts() -> list[Any]:
-    """Return the hosts of this scenario."""
-    return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=os.environ["MOLECULE_INVENTORY_FILE"]))
 
 
 @pytest.mark.parametrize("unit", [*(f"abathur-db@{job}.service" for job in (*JOBS, "prune")), HANDOVER])

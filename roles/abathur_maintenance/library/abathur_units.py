@@ -18,6 +18,7 @@ description:
   - A module call costs about a second on a host, whatever it does; a first deploy has some twenty files and timers.
   - A unit that is removed and can be enabled is stopped and disabled first.
   - systemd reads the units anew when one of them changed.
+  - Then what still runs of a removed unit is stopped, and that it failed is forgotten.
 options:
   directories:
     description: Directories with path, owner, group and mode.
@@ -75,6 +76,7 @@ class Units:
         self.module = module
         self.actions: list[str] = []
         self.diff: list[dict[str, str]] = []
+        self.removed: list[str] = []
 
     def systemctl(self, *arguments: str) -> list[str]:
         """Run systemctl; return its lines. Ends the module with systemctl's own words when it fails."""
@@ -131,6 +133,7 @@ class Units:
                     shutil.rmtree(path)
                 else:
                     os.unlink(path)
+                self.removed.append(name)
 
     @staticmethod
     def can_be_enabled(path: str) -> bool:
@@ -144,6 +147,15 @@ class Units:
         """Let systemd read the units anew after a change."""
         if self.actions and not self.module.check_mode:
             self.systemctl("daemon-reload")
+
+    def forget(self) -> None:
+        """Stop what still runs of removed units and forget their failures; without their files nobody is alerted."""
+        units = [name for name in self.removed if name.endswith((".timer", ".service"))]
+        # Patterns, which may match nothing: the name of a unit that is not loaded would be an error.
+        patterns = [f"[{name[0]}]{name[1:].replace('@.', '@*.')}" for name in units]
+        if patterns:
+            self.systemctl("stop", *patterns)
+            self.systemctl("reset-failed", *patterns)
 
     def stop(self, names: list[str]) -> None:
         """Stop services before what they run with changes: a deploy that is cut leaves them stopped, which is seen."""
@@ -181,6 +193,7 @@ def main() -> None:
         for wanted in module.params[kind]:
             bring(wanted)
     units.reload()
+    units.forget()
     if names := module.params["timers"] + module.params["services"]:
         units.run(names)
     module.exit_json(changed=bool(units.actions), actions=units.actions, diff=units.diff)
