@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from abathur_db import backup, database, host, maintenance, proof, restore, runs, schema, status
@@ -84,6 +86,51 @@ def test_a_job_that_runs_now_has_its_next_run_after_that(deployed: Config, monke
     result = status.status(deployed)
     assert result.data["jobs"]["vacuum"]["running"] is True
     assert "vacuum           never ran    never                      after this one" in "\n".join(result.report())
+
+
+@pytest.fixture
+def killed(deployed: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Return the same, the unit of the job backup having been killed a minute ago, in invocation 2."""
+    unit = f"""Id=abathur-db@backup.service
+ActiveState=failed
+Result=signal
+ExecMainStatus=9
+InvocationID=2
+InactiveEnterTimestampMonotonic={int((time.monotonic() - 60) * 1e6)}"""
+
+    def systemctl(verb: str, *arguments: str) -> list[str]:
+        if verb == "list-unit-files":
+            return LISTED
+        return (unit if arguments[0].endswith(".service") else SHOWN).splitlines()
+
+    monkeypatch.setattr(host, "systemctl", systemctl)
+    return deployed
+
+
+def ran(config: Config, ago: float, invocation: str, *, ok: bool = True) -> None:
+    finished = (datetime.now(UTC) - timedelta(seconds=ago)).isoformat(timespec="seconds")
+    record = {"finished": finished, "summary": "said so", "ok": ok, "invocation": invocation, "command": "backup"}
+    runs.record(config.state_directory, record)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_job_that_was_killed_failed_whether_or_not_it_ran_before(killed: Config, before: bool) -> None:
+    if before:
+        ran(killed, 3600, "1")
+    job = status.status(killed).data["jobs"]["backup"]
+    assert (job["ok"], job["summary"]) == (False, "ended with signal SIGKILL, without a word of its own")
+    assert 59 <= (datetime.now(UTC) - datetime.fromisoformat(job["finished"])).total_seconds() < 3600
+    assert (job["last_success"] is not None) == before
+
+
+def test_a_job_that_failed_and_said_why_is_told_in_its_own_words(killed: Config) -> None:
+    ran(killed, 60, "2", ok=False)
+    assert status.status(killed).data["jobs"]["backup"]["summary"] == "said so"
+
+
+def test_a_job_run_by_hand_after_it_was_killed_is_well_again(killed: Config) -> None:
+    ran(killed, 10, "")
+    assert status.status(killed).data["jobs"]["backup"]["ok"] is True
 
 
 def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:

@@ -25,7 +25,6 @@ from abathur_db import (
     replica,
     replication,
     requirements,
-    runs,
     standby,
     status,
 )
@@ -204,12 +203,13 @@ def _jobs(config: Config) -> list[Check]:
     if not found:
         return [Check("timers", False, "timers", "no timer is installed", "ansible-playbook deploy.yml")]
     checks = []
+    lasts = status.last_runs(config, found)
     for job, timer in found.items():
         check = status.timer_checks({job: timer})[0]
         repair = f"systemctl enable --now abathur-db@{job}.timer"
         said = f"the timer of {job} is {check.measured}"
         checks.append(Check(check.id, check.ok, check.expected, said, repair))
-        last = runs.known(config, "last", job)
+        last = lasts[job]
         if last is not None and not last["ok"]:
             said = f"{job} failed at {last['finished']}: {last['summary']}"
             checks.append(Check(f"job_{job}", False, "succeeded", said, f"systemctl start abathur-db@{job}"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from abathur_db import __version__, catalog, database, failover, host, maintenance, replication, runs, schema, standby
@@ -25,6 +29,38 @@ def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
 def job_of(unit: str) -> str:
     """Return the job in the name of an instance: abathur-db@backup.timer is backup."""
     return unit.partition("@")[2].rpartition(".")[0]
+
+
+def last_runs(config: Config, jobs: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+    """Return job -> its last run, None where it never ran.
+
+    A job that was killed, ran out of time, or could not be started leaves no record: systemd knows of it
+    until the unit runs again, or the host starts anew.
+    """
+    names = {f"abathur-db@{job}.service": job for job in jobs}
+    wanted = ("ActiveState", "Result", "ExecMainStatus", "InvocationID", "InactiveEnterTimestampMonotonic")
+    units = host.properties_of(list(names), *wanted)
+    return {job: _last_run(config, job, units.get(unit, {})) for unit, job in names.items()}
+
+
+def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
+    last = runs.known(config, "last", job)
+    if unit.get("ActiveState") != "failed" or (last and last["invocation"] == unit["InvocationID"]):
+        return last
+    # The other timestamps are texts in the host's time zone.
+    ago = timedelta(seconds=time.monotonic() - int(unit["InactiveEnterTimestampMonotonic"]) / 1e6)
+    ended = (datetime.now(UTC) - ago).replace(microsecond=0)
+    # Run by hand since.
+    if last and last["finished"] > ended.isoformat():
+        return last
+    status = unit["ExecMainStatus"]
+    if unit["Result"] in ("signal", "core-dump"):
+        status = signal.Signals(int(status)).name
+    return {
+        **runs.RECORD,
+        "summary": f"ended with {unit['Result']} {status}, without a word of its own",
+        "finished": ended.isoformat(),
+    }
 
 
 def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
@@ -153,8 +189,9 @@ def _disk(config: Config, data: dict[str, Any]) -> Check:
 
 def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     jobs = {}
+    lasts = last_runs(config, found)
     for name, timer in found.items():
-        last = runs.known(config, "last", name)
+        last = lasts[name]
         success = runs.known(config, "success", name)
         jobs[name] = {
             "ok": last["ok"] if last else None,

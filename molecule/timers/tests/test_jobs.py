@@ -19,6 +19,11 @@ def start(host: Any, job: str) -> Any:
     return host.run(f"systemctl start abathur-db@{job}.service")
 
 
+def check_of(tool: Any, command: str, job: str) -> dict[str, Any]:
+    """Return what status or doctor finds of a job's last run."""
+    return next(each for each in tool(command)["checks"] if each["id"] == f"job_{job}")
+
+
 def last(host: Any, job: str) -> dict[str, Any]:
     """Return the record of a job's last run."""
     record: dict[str, Any] = json.loads(host.file(record_of(job)).content_string)
@@ -168,7 +173,7 @@ def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: 
     assert f"{'snapshot' if job == 'backup' else job} waited 1 s for" in alert_of(host, job, since)
 
 
-def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
+def test_a_job_that_was_killed_is_told_by_the_alert_the_status_and_the_doctor(host: Any, tool: Any) -> None:
     since = now(host)
     host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
     try:
@@ -180,10 +185,13 @@ def test_the_alert_names_a_job_that_was_killed(host: Any) -> None:
             time.sleep(0.1)
         host.check_output("systemctl kill --signal=SIGKILL abathur-db@analyze.service")
         said = alert_of(host, "analyze", since)
+        told = [check_of(tool, command, "analyze") for command in ("status", "doctor")]
     finally:
         host.check_output("systemctl stop holder.service")
     assert "job analyze failed: ended with signal" in said
+    assert [(each["ok"], "ended with signal SIGKILL" in each["measured"]) for each in told] == [(False, True)] * 2
     assert start(host, "analyze").rc == 0
+    assert check_of(tool, "status", "analyze")["ok"]
 
 
 @pytest.mark.parametrize("kind", ["abathur-db@analyze", "abathur-db@backup", "abathur-db-alert@backup"])
