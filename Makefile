@@ -5,7 +5,9 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default upgrade timers rollback security monitoring diagnose fleet replication failover
+SCENARIO ?= default replication security fleet rollback timers failover monitoring diagnose upgrade
+# How many of them, and of the unit tests, run at a time.
+JOBS ?= 2
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -63,12 +65,15 @@ lint: venv ## check style and types of Python, YAML, roles and shell
 	shellcheck .ci/run .ci/packages .ci/venv docs/to-postgresql.sh molecule/monitoring/sendmail molecule/monitoring/page-me
 
 unit: venv packages-test ## run the unit and contract tests with coverage
-	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest tests
+	$(SUDO) env "PATH=$(PATH)" coverage run -m pytest --numprocesses $(JOBS) --dist loadfile tests
 	$(SUDO) env "PATH=$(PATH)" coverage combine --quiet
 	$(SUDO) env "PATH=$(PATH)" coverage report
 
-molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name
-	@for scenario in $(SCENARIO); do $(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $$scenario; done
+molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name; the output of several comes at the end of each
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(word 2,$(SCENARIO)),--output-sync=target) $(SCENARIO:%=scenario-%)
+
+scenario-%:
+	$(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $*
 
 faults: venv packages-faults ## try to break it: KILLS=200, power CUTS=20, POINTS=20 of full disks, LOAD=600 seconds
 	$(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest faults $(ARGS)

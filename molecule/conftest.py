@@ -15,6 +15,8 @@ import pytest
 import testinfra
 
 ROOT = Path(__file__).resolve().parents[1]
+# One of the scenario's own, because several run at a time.
+SUMMARY = ROOT / "reports" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'fleet')}.json"
 Tool = Callable[..., dict[str, Any]]
 Query = Callable[[str], list[list[Any]]]
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,7 +58,8 @@ def playbook() -> Playbook:
     def run(
         name: str, *arguments: str, inventory: str | None = None, root: Path = ROOT
     ) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        settings = {"ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment = {**os.environ, **settings, "ABATHUR_FLEET_FILE": str(SUMMARY)}
         environment.pop("ANSIBLE_FORCE_COLOR", None)
         path = inventory or os.environ["MOLECULE_INVENTORY_FILE"]
         return subprocess.run(

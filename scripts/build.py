@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -91,7 +92,8 @@ def main() -> None:
     changed = not target.exists() or target.read_bytes() != built
     if changed:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(".abathur-db.partial")
+        # A name of its own: two deploys from one checkout may build at a time.
+        partial = target.with_name(f".abathur-db.{os.getpid()}.partial")
         partial.write_bytes(built)
         partial.chmod(0o755)
         partial.replace(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,14 @@ from databases import ROOT
 
 Answer = tuple[int, str, str]
 Cli = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Begin with the usual umask: the tool sets its own, also where a test before called its main."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from abathur_db import cli as module
@@ -24,13 +22,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
     code = module.main([str(each) for each in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _umask() -> Any:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, hosts
+from conftest import SUMMARY, hosts
 
 
 def numbered() -> dict[int, Any]:
@@ -74,7 +74,7 @@ def test_a_later_host_that_fails_is_told_and_not_spread(playbook: Any, sick: Any
     assert limits() == {1: "98", 2: "98", 3: "100", 4: "100", 5: "100"}
     said = summary(done.stdout)
     assert [re.split("  +", said[number])[0] for number in said] == ["deployed"] * 2 + ["not begun"] * 2 + ["failed"]
-    written = json.loads((ROOT / "reports/fleet.json").read_text())
+    written = json.loads(SUMMARY.read_text())
     assert [(each["host"][6], each["state"]) for each in written] == [
         ("1", "deployed"),
         ("2", "deployed"),

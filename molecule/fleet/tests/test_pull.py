@@ -95,7 +95,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterat
     subprocess.run(["ansible-playbook", *inventory, *arguments], cwd=ROOT, check=True)
     yield Repository(tmp_path_factory.mktemp("operator"))
     for host in hosts():
-        host.check_output("systemctl disable --now abathur-pull.timer")
+        host.run("systemctl disable --now abathur-pull.timer")
 
 
 def pulled() -> list[bool]:
@@ -171,3 +171,15 @@ def test_with_signatures_only_a_signed_commit_is_deployed(repository: Repository
     assert (pulled(), limits()) == ([False, False], ["94", "94"])
     repository.commit(signed=True, abathur_db_wal_limit_mb=96, abathur_pull_verify_commit=True)
     assert (pulled(), limits()) == ([True, True], ["96", "96"])
+
+
+def test_a_host_that_the_bundle_was_removed_from_pulls_no_more(repository: Repository, playbook: Any) -> None:  # noqa: ARG001
+    for host in hosts():
+        host.check_output("systemctl start --no-block abathur-pull")
+    done = playbook("playbooks/remove.yml", "--limit", ",".join(NAMES))
+    assert done.returncode == 0, done.stdout
+    for host in hosts():
+        assert host.check_output("systemctl list-units --all --no-legend --plain 'abathur-*'") == ""
+        assert host.run("pgrep --full '[a]nsible-pull'").failed
+        assert not host.file("/opt/abathur-pull").exists
+        assert host.file("/var/lib/abathur/abathur.db").exists

@@ -22,6 +22,8 @@ options:
   file:
     description: Where the summary goes as JSON, but for one of check mode.
     type: path
+    env:
+      - {name: ABATHUR_FLEET_FILE}
     ini:
       - {section: callback_abathur_fleet, key: file}
 """
