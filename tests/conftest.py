@@ -28,7 +28,7 @@ def _umask() -> Iterator[None]:
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Config:
-    """Return the development profile for tmp_path/abathur.db, with short waits and little space asked for."""
+    """Return the development profile for tmp_path/abathur.db, with short waits, little space asked for, any speed."""
     return replace(
         config.development(resources.development_profile(), tmp_path / "abathur.db"),
         busy_timeout_ms=100,
@@ -37,6 +37,7 @@ def conf(tmp_path: Path) -> Config:
         vacuum_pause_ms=0,
         validation_sessions=[2],
         validation_seconds=1,
+        validation_p99_ms=60_000,
     )
 
 

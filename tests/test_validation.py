@@ -192,16 +192,27 @@ def test_the_backup_job_has_to_have_run_through_its_unit_and_its_last_run_to_be_
 def test_a_load_that_is_too_slow_fails_by_query_and_number(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = latency.Load(2)
     slow.milliseconds["session_by_id"] = [200.0] * 10
-    rounds = []
+    rounds: list[object] = []
 
     def measure(*_: object) -> latency.Load:
-        rounds.append(1)
+        rounds.append("load")
         return slow
 
     monkeypatch.setattr(latency, "measure", measure)
-    check = failed(conf)["latency_2_sessions"]
+    monkeypatch.setattr("time.sleep", rounds.append)
+    check = failed(replace(conf, validation_p99_ms=100))["latency_2_sessions"]
     assert check.measured == "session_by_id p50 200.0 ms, budget 10 ms; session_by_id p99 200.0 ms"
-    assert len(rounds) == rehearsal.ROUNDS
+    assert rounds == ["load", *[rehearsal.PAUSE_SECONDS, "load"] * (rehearsal.ROUNDS - 1)]
+
+
+def test_a_load_that_is_too_slow_once_passes(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = latency.Load(2), latency.Load(2)
+    slow.milliseconds["session_by_id"] = [200.0] * 10
+    quick.milliseconds["session_by_id"] = [2.0] * 10
+    loads = iter([slow, quick])
+    monkeypatch.setattr(latency, "measure", lambda *_: next(loads))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert "latency_2_sessions" not in failed(conf)
 
 
 def test_one_error_under_load_fails_at_once(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

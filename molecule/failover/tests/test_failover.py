@@ -128,7 +128,7 @@ def test_two_primaries_are_detected_and_the_older_one_tells(primary: Any, standb
     assert wait(lambda: not proof(primary)["ok"])
     assert "lineage 0002 has begun after this host's" in proof(primary)["summary"]
     assert "lineage 0002 has begun" in primary.check_output("journalctl -u abathur-db-alert@replication -o cat -n 20")
-    assert proof(standby)["ok"], proof(standby)["summary"]
+    assert wait(lambda: proof(standby)["ok"]), proof(standby)["summary"]
 
 
 def test_a_promoted_host_runs_the_jobs_of_a_primary(playbook: Playbook, standby: Any, tmp_path: Path) -> None:

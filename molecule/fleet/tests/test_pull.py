@@ -21,7 +21,11 @@ from conftest import ROOT
 PARTS = (".ci", "ansible.cfg", "deploy.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
 LOCK = ROOT / "roles/abathur_pull/files/requirements.txt"
 NAMES = ("fleet-4-debian12", "fleet-5-debian13")
-VARIABLES = {"abathur_db_validation_sessions": [2], "abathur_db_validation_seconds": 1}
+VARIABLES = {
+    "abathur_db_validation_sessions": [2],
+    "abathur_db_validation_seconds": 1,
+    "abathur_db_validation_p99_ms": 60_000,
+}
 
 
 def hosts() -> list[Any]:

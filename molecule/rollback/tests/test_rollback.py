@@ -173,14 +173,14 @@ def test_a_deploy_whose_validation_fails_returns_to_the_former_release_with_all_
     before = [host.check_output("readlink /opt/abathur-db/current") for host in hosts()]
     done = playbook("deploy.yml", "-e", '{"abathur_db_validation_p99_ms": 0}', root=next_release)
     assert done.returncode != 0
-    assert "validate failed at latency_10_sessions" in said(done)
+    assert "validate failed at latency_2_sessions" in said(done)
     assert "returned to release" in said(done)
     assert "no row is lost" in said(done)
     for number, host in enumerate(hosts()):
         assert host.service("abathur.service").is_running
         host.check_output("systemctl stop abathur.service")
         assert host.check_output("readlink /opt/abathur-db/current") == before[number]
-        assert "validation_p99_ms = 100" in host.file("/etc/abathur-db.toml").content_string
+        assert "validation_p99_ms = 60000" in host.file("/etc/abathur-db.toml").content_string
         assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
         found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
         assert acknowledged(host) - found == set()
