@@ -86,7 +86,12 @@ def as_root(conf: Config) -> Config:
 def primary(conf: Config, tmp_path: Path) -> Config:
     """Return a primary with a database of its own."""
     (tmp_path / "one").mkdir()
-    made = replace(conf, database=tmp_path / "one/abathur.db", state_directory=tmp_path / "one/state")
+    made = replace(
+        conf,
+        database=tmp_path / "one/abathur.db",
+        state_directory=tmp_path / "one/state",
+        install_directory=tmp_path / "one",
+    )
     schema.init(made)
     settings(made, follows=False)
     return made
@@ -232,6 +237,50 @@ def test_a_newer_lineage_is_moved_on_to(primary: Config, follower: Config, monke
         assert ended[0].summary == "lineage 0002 has begun after 0001; it is followed from now on"
 
 
+def test_a_lineage_is_found_also_when_the_ones_before_it_were_deleted(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    store = replica.SETTINGS.parent / "store"
+    (store / "0001").rename(store / "0003")
+    settings(follower, follows=True)
+    found = replica.required(follower)
+    assert replica.newest(follower, found) == 3
+    with following(follower):
+        assert caught_up(follower).lineage == 3
+    settings(primary, follows=False)
+    note = replica.home(primary) / "lineage.json"
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps({**known, "lineage": 3, "file": "another"}))
+    assert replica.point(primary, found).lineage == 3  # type: ignore[union-attr]
+    assert replica.lineage(primary, found) == 4
+    # Nor does a primary go back to a number that was there, when all are gone.
+    shutil.rmtree(store / "0003")
+    assert replica.newest(follower, found) == 0
+    note.write_text(json.dumps({**known, "lineage": 4, "file": "another"}))
+    assert replica.point(primary, found) is None
+    assert replica.lineage(primary, found) == 5
+
+
+def test_a_standby_that_makes_a_new_copy_is_given_time_for_it(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        copy = caught_up(follower)
+        recorded(follower, replication.replication(follower))
+    replicated(primary, monkeypatch, 1, "user:2")
+    settings(follower, follows=True, maximum_lag_seconds=0)
+    time.sleep(1)
+    assert not replication.replication(follower).ok
+    copy.folder.with_name("0001-9999999999999").mkdir()
+    told = replication.replication(follower)
+    assert told.ok
+    assert told.summary.endswith("a whole copy is on its way")
+    monkeypatch.setattr(replication, "FIRST_COPY_SECONDS", 0)
+    assert not replication.replication(follower).ok
+
+
 def test_what_cannot_be_followed_is_said(
     primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -321,8 +370,37 @@ def test_a_fence_ends_replication_once_all_has_arrived(
     told.clear()
     assert failover.fence(conf, lose_rows=True).changed
     assert told[-1] == ended
+    # A standby has nothing of its own to send.
+    settings(primary, follows=True)
+    told.clear()
+    assert failover.fence(conf, lose_rows=False).changed
+    assert told[-1] == ended
     unit.unlink()
     assert not failover.fence(conf, lose_rows=False).changed
+
+
+@pytest.mark.usefixtures("told")
+def test_a_fence_holds_an_application_that_is_named_without_the_type_of_its_unit(primary: Config) -> None:
+    failover.fence(replace(as_root(primary), application_units=["swarm", "at.work", "bus.socket"]), lose_rows=False)
+    found = sorted(each.parent.name for each in host.UNITS.glob(f"*/{failover.DROP_IN}"))
+    assert found == ["at.work.service.d", "bus.socket.d", "swarm.service.d"]
+
+
+def test_a_fence_that_is_not_complete_can_be_taken_back_while_the_store_is_away(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    conf = as_root(primary)
+    replicated(primary, monkeypatch, 1, "user:1")
+    settings(primary, follows=False, litestream="/nonexistent/litestream")
+    host.FENCE.write_text("now\n")
+    with pytest.raises(Failure, match="/nonexistent/litestream cannot be run"):
+        failover.promote(conf, lose_rows=False)
+    assert host.fenced()
+    (host.UNITS / "multi-user.target.wants").mkdir()
+    (host.UNITS / "multi-user.target.wants" / replica.UNIT).symlink_to("/nowhere")
+    assert failover.promote(conf, lose_rows=False).changed
+    assert not host.fenced()
+    assert told[-1] == "start abathur.service"
 
 
 def test_a_fenced_host_refuses_what_writes(
@@ -388,6 +466,59 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     assert not replica.required(follower).standby
     assert not standby.place(follower).exists()
     assert "it is a primary" in failover.promote(conf, lose_rows=False).summary
+
+
+def test_a_promotion_that_was_cut_before_the_application_ran_is_finished_by_the_next(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    conf = as_root(primary)
+    host.FENCE.write_text("now\n")
+
+    def refuse(*arguments: str) -> None:
+        told.append(" ".join(arguments))
+        if arguments == ("start", "abathur.service"):
+            raise Failure("it does not start", "look")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "control", refuse)
+        with pytest.raises(Failure, match="it does not start"):
+            failover.promote(conf, lose_rows=False)
+    assert not host.fenced()
+    told.clear()
+    assert failover.promote(conf, lose_rows=False).changed
+    assert told[-2:] == [f"enable --now {replica.UNIT}", "start abathur.service"]
+    assert not failover.promote(conf, lose_rows=False).changed
+
+
+def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        caught_up(follower)
+    monkeypatch.setattr(schema, "latest", lambda: 0)
+    with pytest.raises(Failure, match="schema version 1, newer than this host's tool, which knows 0") as refused:
+        failover.promote(as_root(follower), lose_rows=False, dry_run=True)
+    assert "deploy this standby" in refused.value.hint
+
+
+def test_a_copy_that_was_stopped_before_the_last_change_is_fetched_anew(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a part of that change, which SQLite's checks do not find."""
+    replicated(primary, monkeypatch, 3, "user:1")
+    with following(follower):
+        caught_up(follower)
+    replicated(primary, monkeypatch, 4, "user:2")
+    settings(follower, follows=True, maximum_lag_seconds=60)
+    found = replica.required(follower)
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "fetch", lambda *_: (_ for _ in ()).throw(Failure("no space", "df")))
+        assert failover._anew(follower, found, standby.copies(follower)[0]) is None
+    taken = failover._take(follower, found)
+    assert taken["lineage"] == 1
+    assert taken["recovery_point"].startswith("20")
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
 
 
 def test_a_copy_that_was_torn_is_fetched_anew(

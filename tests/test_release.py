@@ -333,7 +333,7 @@ def test_an_application_that_does_not_start_again_fails_the_rollback_and_is_trie
 
 
 def replicate(conf: Config, etc: Path, secret: str, unit: str = replica.UNIT) -> None:
-    """Do to the files what a deploy with replication does, with the unit of a standby also that of one."""
+    """Do to the files what a deploy with replication does; a standby has the units of both, and runs its own."""
     (etc / "abathur-db.secrets").mkdir(mode=0o700, exist_ok=True)
     (etc / "abathur-db.secrets/replica").write_text(secret)
     about = {"database": str(conf.database), "litestream": str(conf.install_directory / "litestream-1")}
@@ -345,7 +345,12 @@ def replicate(conf: Config, etc: Path, secret: str, unit: str = replica.UNIT) ->
         "standby": unit == replica.FOLLOW,
     }
     (etc / "abathur-db-replication.yml").write_text(json.dumps({**about, **rest}))
-    (etc / "systemd/system" / unit).write_text("[Install]\n")
+    for name in {replica.UNIT, unit}:
+        (etc / "systemd/system" / name).write_text("[Install]\n")
+    wants = etc / "systemd/system/multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / unit).unlink(missing_ok=True)
+    (wants / unit).symlink_to(f"/etc/systemd/system/{unit}")
     (conf.install_directory / "litestream-1").write_text("program")
 
 
@@ -415,5 +420,15 @@ def test_a_failed_deploy_of_a_standby_goes_back_to_what_ran_before(
     assert go_back(conf, failed_deploy=True).summary == "returned to release one"
     assert (etc / "abathur-db.secrets/replica").read_text() == "former"
     assert ("stop", replica.FOLLOW) in called
-    assert ("enable", "--now", "abathur-db@backup.timer", "abathur-db@vacuum.timer", replica.FOLLOW) in called
+    timers = ("abathur-db@backup.timer", "abathur-db@vacuum.timer")
+    assert ("enable", "--now", *timers, replica.FOLLOW) in called
     assert not conf.database.exists()
+    # What an earlier release kept does not say which services it ran.
+    release.keep(conf, "")
+    about = conf.install_directory / "kept.pending/record.json"
+    known = json.loads(about.read_text())
+    del known["services"]
+    about.write_text(json.dumps(known))
+    install(conf, etc, "two", ["backup", "drill"])
+    go_back(conf, failed_deploy=True)
+    assert ("--now", replica.UNIT, replica.FOLLOW) in [(each[1], *each[-2:]) for each in called if each[0] == "enable"]

@@ -298,7 +298,7 @@ def test_a_first_copy_has_its_time_to_arrive(
         with service(conf, monkeypatch) as running:
             result = replication.replication(conf)
             assert result.ok
-            assert result.summary == "nothing has arrived yet: the first copy is on its way"
+            assert result.summary == "nothing has arrived yet: a whole copy is on its way"
             monkeypatch.setattr(replication, "FIRST_COPY_SECONDS", 0)
             failed = replication.replication(conf)
             assert not failed.ok

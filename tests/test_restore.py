@@ -110,6 +110,11 @@ def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_repl
     assert log.stat().st_size > 0
     kept = Path(restore.restore(conf, saved).data["kept"])
     assert count(conf.database) == 0
+    # What is kept comes back by its folder or its file, with what its log alone has.
+    for named in (kept, kept / "abathur.db"):
+        assert restore.restore(conf, saved).ok
+        assert restore.restore(conf, str(named)).ok
+        assert value(conf.database, "SELECT count(*) FROM sessions WHERE id = 'in the log'") == 1
     assert value(kept / "abathur.db", "SELECT count(*) FROM sessions WHERE id = 'in the log'") == 1
 
 

@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, host, proof, replica, replication, restore, runs, standby
+from abathur_db import database, guarded, host, proof, release, replica, replication, restore, runs, schema, standby
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
 DROP_IN = "abathur-db-fenced.conf"
+UNIT_TYPES = (".service", ".socket", ".timer", ".path", ".target", ".mount", ".slice", ".scope", ".swap", ".device")
 ASSERTION = f"""# Written by abathur-db fence: of a primary and its standbys one alone may write.
 [Unit]
 AssertPathExists=!{host.FENCE}
@@ -49,7 +50,9 @@ def check(config: Config) -> list[Check]:
 
 
 def _drop_ins(config: Config) -> list[Path]:
-    return [host.UNITS / f"{unit}.d" / DROP_IN for unit in config.application_units]
+    # systemd takes a name without a type for a service, everywhere but here.
+    names = [unit if unit.endswith(UNIT_TYPES) else f"{unit}.service" for unit in config.application_units]
+    return [host.UNITS / f"{name}.d" / DROP_IN for name in names]
 
 
 def _replicates() -> bool:
@@ -84,7 +87,8 @@ def fence(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     host.control("stop", "abathur-db@*.service", *_application(config))
     if _replicates():
         found = replica.settings(config)
-        if found and not lose_rows:
+        # A standby has nothing of its own to send.
+        if found and not found.standby and not lose_rows:
             host.as_owner(config.owner, lambda: _sent(config, found))
         host.control("disable", "--now", replica.UNIT)
     return Result("fence", "jobs, application and replication are stopped, and stay so", changed=True)
@@ -115,8 +119,15 @@ def _unfence(config: Config) -> None:
 
 
 def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
-    """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own."""
-    if newer := replica.newer(config, found):
+    """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own, or may have."""
+    try:
+        newer = replica.newer(config, found)
+    except Failure:
+        # Until the fence is complete no playbook promotes another host, and a store that is away must not stop both.
+        if not _replicates():
+            raise
+        return {}
+    if newer:
         raise Failure(
             f"lineage {newer:04} is newer than this host's: another host is the primary",
             "make this one a standby: ansible-playbook playbooks/rejoin.yml",
@@ -132,7 +143,7 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     """
     found = replica.required(config)
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
-    if own and not host.fenced():
+    if own and not host.fenced() and not release.stopped(config):
         return Result("promote", f"{config.database} is this host's own already: it is a primary")
     if own and not found.standby:
         host.as_owner(config.owner, lambda: _sole(config, found))
@@ -148,12 +159,14 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
         data |= host.as_owner(config.owner, lambda: _take(config, found))
     _note(standby_now=False)
+    # Killed before they run, this goes on at the next try.
+    units = [replica.UNIT, *_application(config)]
+    release.note(config, units)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
         host.control("disable", "--now", replica.FOLLOW)
     host.control("enable", "--now", replica.UNIT)
-    if units := _application(config):
-        host.control("start", *units)
+    release.start(config, units)
     told = (
         f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
@@ -168,6 +181,11 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
     """Return what the copy has, once it has all of the replica. Raises Failure when it lacks more than the limit."""
     if standby.current(config) is None:
         raise Failure(f"{standby.place(config)} has no copy that has caught up once", standby.LOG)
+    if (version := standby.version(config)) > schema.latest():
+        raise Failure(
+            f"the copy has schema version {version}, newer than this host's tool, which knows {schema.latest()}",
+            "deploy this standby: ansible-playbook deploy.yml --limit HOST",
+        )
     fault, moment = standby.level(config, found, standby.LEVEL_SECONDS)
     copy = standby.known(config, found)
     if not fault:
@@ -187,21 +205,24 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
 
 
 def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
-    """Check the copy fully and put it in the database's place; one that is torn is fetched anew first."""
+    """Check the copy fully and put it in the database's place; one that may be torn is fetched anew first.
+
+    Litestream notes a change once it has written all of its pages: stopped in between, it leaves a part of it, which no
+    check of SQLite's has to find. A primary that goes on writing does that.
+    """
     begun = time.monotonic()
     copy = standby.current(config)
     if copy is None:
         raise Failure(f"{standby.place(config)} has no copy any more", standby.LOG)
+    point = _anew(config, found, copy) if standby.level(config, found, 0)[0] else None
     name = f"the copy {copy.path}"
     try:
         with proof.examined(copy.path, name):
             pass
     except Failure:
-        # Litestream was stopped in the middle of a change: a primary that goes on writing does that.
-        point = replica.point(config, found)
+        point = point or _anew(config, found, copy)
         if point is None:
             raise
-        replica.fetch(config, found, point, copy.path)
         with proof.examined(copy.path, name):
             pass
     copy.path.chmod(0o600)
@@ -209,7 +230,21 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))
-    return {"seconds_to_check": round(time.monotonic() - begun, 3)}
+    fetched = {"lineage": point.lineage, "recovery_point": point.moment.isoformat()} if point else {}
+    return {**fetched, "seconds_to_check": round(time.monotonic() - begun, 3)}
+
+
+def _anew(config: Config, found: replica.Settings, copy: standby.Copy) -> replica.Point | None:
+    """Put the newest state of the replica in the place of a copy; None, with the copy as it was, when there is none."""
+    fetched = copy.folder / "fetched"
+    try:
+        if point := replica.point(config, found):
+            replica.fetch(config, found, point, fetched)
+            os.replace(fetched, copy.path)
+    except Failure:
+        guarded.clear(fetched)
+        return None
+    return point
 
 
 def _note(*, standby_now: bool) -> None:

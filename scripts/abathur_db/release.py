@@ -58,7 +58,7 @@ def unfinished(config: Config) -> bool:
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a kept release: release, backup, user_version, timers, time."""
+    """Return the record of a kept release: release, backup, user_version, timers, services, time."""
     try:
         found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,6 +94,7 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
         "backup": manifest.get("id"),
         "user_version": manifest.get("user_version"),
         "timers": _timers(),
+        "services": _services(),
         "time": runs.now(),
     }
     (partial / RECORD).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -130,6 +131,11 @@ def _copy(source: Path, target: Path) -> None:
 def _timers() -> list[str]:
     wants = ETC / UNITS / "timers.target.wants"
     return sorted(each.name for each in wants.glob("abathur-db@*.timer"))
+
+
+def _services() -> list[str]:
+    wants = ETC / UNITS / "multi-user.target.wants"
+    return [each for each in replica.SERVICES if (wants / each).is_symlink()]
 
 
 def confirm(config: Config, dry_run: bool = False) -> Result:
@@ -213,9 +219,9 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     except BaseException:
         # The error that began it is the one to tell.
         with contextlib.suppress(Failure):
-            _start(config, units)
+            start(config, units)
         raise
-    _start(config, units)
+    start(config, units)
     if folder == _pending(config) and target:
         _close(config, failed_deploy)
     return Result(
@@ -313,7 +319,9 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     link.symlink_to(former["release"])
     link.rename(config.install_directory / "current")
     host.control("daemon-reload")
-    if enabled := former["timers"] + [name for name in replica.SERVICES if Path(UNITS) / name in wanted]:
+    # Of the two a standby has both, and runs one. A record of an earlier release names none.
+    services = former.get("services", replica.SERVICES)
+    if enabled := former["timers"] + [name for name in services if Path(UNITS) / name in wanted]:
         host.control("enable", "--now", *enabled)
     return [f"returned to release {former['release']}"]
 
@@ -338,12 +346,18 @@ def _stop(config: Config, *, needed: bool) -> list[str]:
     active = [each for each in units if host.unit_properties(each, "ActiveState").get("ActiveState") in RUNNING]
     names = sorted({*stopped(config), *(active if needed else [])})
     if names and needed:
-        runs.write_whole(_note(config), json.dumps(names), durable=True)
+        note(config, names)
         host.control("stop", *names)
     return names
 
 
-def _start(config: Config, names: list[str]) -> None:
+def note(config: Config, names: list[str]) -> None:
+    """Note units that have to be started: a run that is cut before is followed by one that does it."""
+    runs.write_whole(_note(config), json.dumps(names), durable=True)
+
+
+def start(config: Config, names: list[str]) -> None:
+    """Start units that were noted, and forget them."""
     # The former release may not replicate.
     if there := [each for each in names if each != replica.UNIT or (ETC / UNITS / each).exists()]:
         host.control("start", *there)

@@ -37,6 +37,9 @@ PROGRAMS = "litestream-*"
 CREDENTIAL = "replica"
 """The secret of the store, lent by systemd: an AWS shared credentials file, or for SFTP a private key."""
 
+DELETED = 9
+"""How many of the oldest lineages may be gone for a host that knows of none: each costs it a look at the store."""
+
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
 
@@ -149,7 +152,8 @@ def lineage(config: Config, found: Settings) -> int:
     wanted = {"url": found.url, "file": _identity(config.database)}
     if known and {name: known.get(name) for name in wanted} == wanted:
         return int(known["lineage"])
-    number = newest(config, found) + 1
+    own = _own(config, found)
+    number = newest(config, found, own) + 1
     # What a former file had left to send would be sent as if it were this one's.
     shutil.rmtree(home(config), ignore_errors=True)
     guarded.directory(home(config))
@@ -166,6 +170,12 @@ def last_lineage(config: Config) -> dict[str, Any] | None:
     return known if isinstance(known, dict) and type(known.get("lineage")) is int else None
 
 
+def _own(config: Config, found: Settings) -> int:
+    """Return the number of the lineage that this host has begun last at this URL, 0 for none."""
+    last = last_lineage(config)
+    return int(last["lineage"]) if last and last.get("url") == found.url else 0
+
+
 def _identity(path: Path) -> str:
     """Return inode and time of birth of a file: the number alone is given to a new file once the old one is gone."""
     done = subprocess.run(["stat", "--format=%i %.9W", path], capture_output=True, text=True, check=False)
@@ -173,11 +183,11 @@ def _identity(path: Path) -> str:
 
 
 def newest(config: Config, found: Settings, since: int = 0) -> int:
-    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that is known to be there.
+    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there.
 
-    Raises Failure when it cannot be read.
+    The oldest ones may have been deleted. Raises Failure when it cannot be read.
     """
-    number = since
+    number = since or next((each for each in range(1, DELETED + 2) if changes(config, found, each)), 0)
     while changes(config, found, number + 1):
         number += 1
     return number
@@ -185,7 +195,7 @@ def newest(config: Config, found: Settings, since: int = 0) -> int:
 
 def newer(config: Config, found: Settings) -> int:
     """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
-    own = (last_lineage(config) or {}).get("lineage", 0)
+    own = _own(config, found)
     number = newest(config, found, own) if own else 0
     return number if number > own else 0
 
@@ -215,9 +225,9 @@ def point(config: Config, found: Settings, moment: datetime | None = None) -> Po
 
     Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
     """
-    for number in range(newest(config, found), 0, -1):
+    for number in range(newest(config, found, _own(config, found)), 0, -1):
         times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
-        if moment and min(times) > moment:
+        if not times or (moment and min(times) > moment):
             continue
         # Litestream has no state for a moment after the last change.
         within = moment is not None and moment <= max(times)

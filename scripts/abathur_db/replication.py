@@ -59,7 +59,7 @@ def replication(config: Config) -> Result:
     # as it seems, its age is not known.
     age = time.monotonic() - started if not fault else time.time() - arrived if arrived else None
     lag = None if age is None else abs(age)
-    first = arrived is None and _first(config, found, fault)
+    first = _first(config, found, fault) if arrived is None else _copies(config, found, age)
     known = _known(config, found)
     data = {
         "lineage": known.get("lineage", 0),
@@ -75,7 +75,7 @@ def replication(config: Config) -> Result:
         "replication_lag",
         first or (lag is not None and lag <= limit),
         f"every change at the replica within {limit} s",
-        f"{since}: {'the first copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
+        f"{since}: {'a whole copy is on its way' if first else fault}" if fault else f"{lag:.1f} s",
         replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
     )
@@ -97,6 +97,12 @@ def _first(config: Config, found: replica.Settings, fault: str) -> bool:
     if found.standby:
         return standby.first_copy_age(config) < FIRST_COPY_SECONDS
     return fault in (replica.SILENT, replica.TAKES_NOTHING) and _uptime(config, found) < FIRST_COPY_SECONDS
+
+
+def _copies(config: Config, found: replica.Settings, age: float | None) -> bool:
+    """Tell whether a standby, which starts with a new copy each time it is started, is at that, and not for long."""
+    copies = standby.copies(config) if found.standby else []
+    return bool(copies) and copies[0] != standby.current(config) and age is not None and 0 <= age < FIRST_COPY_SECONDS
 
 
 def _alone(config: Config, found: replica.Settings) -> list[Check]:

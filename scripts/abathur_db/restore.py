@@ -53,7 +53,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
             raise Failure(
                 f"{name} was not restored: {lost['sentence']}; nothing was changed",
                 "to go back all the same (the database of now is kept aside): "
-                "ansible-playbook rollback.yml -e abathur_db_rollback_lose_rows=true",
+                "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_lose_rows=true",
             )
         with alone(config.database):
             data["kept"] = _swap(config.database, staged)
@@ -76,6 +76,8 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
         return "a fresh database", None
     if "/" in source or Path(source).suffix in (".db", ".gz", ".zst"):
         path = Path(source).absolute()
+        # A folder where a restore or a rejoin keeps a database.
+        path = path / config.database.name if path.is_dir() else path
         if path.parent != config.backup_directory or not catalog.NAME.fullmatch(path.name):
             _stage_foreign(config, path, staged)
             return str(path), None
@@ -90,13 +92,20 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
 
 
 def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
-    """Take a file without a manifest, a .db, .db.gz or .db.zst of other origin, after the same checks."""
+    """Take a file without a manifest, a .db, .db.gz or .db.zst of other origin, after the same checks.
+
+    A .db with the -wal that stands beside it: a process that was killed leaves its last rows there.
+    """
     if not path.is_file():
         raise Failure(f"there is no backup file {path}", "see what there is: abathur-db backups")
     free = host.free_bytes(staged) - config.minimum_free_mb * host.MB
     packing.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
         raise Failure(f"{path} is empty", packing.ANOTHER)
+    log = database.sidecars(path)[0]
+    if log.is_file():
+        packing.unpack(log, database.sidecars(staged)[0], max(free - staged.stat().st_size, 0))
+        to_wal(staged)
     with proof.examined(staged, str(path)):
         pass
     to_wal(staged)

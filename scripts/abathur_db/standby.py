@@ -79,6 +79,13 @@ def current(config: Config) -> Copy | None:
     return next((each for each in copies(config) if each.ready.exists()), None)
 
 
+def version(config: Config) -> int:
+    """Return the schema version of the newest copy that has caught up once, 0 without one, or without an answer."""
+    copy = current(config)
+    # Bytes 60 to 63: sqlite.org/fileformat.html, section 1.3.
+    return int.from_bytes(database.beginning(copy.path, 64)[60:], "big") if copy else 0
+
+
 def follow(config: Config) -> Result:
     """Follow the newest lineage of the primary's replica into a new copy, until a newer one begins or systemd ends it.
 
