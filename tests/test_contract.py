@@ -127,6 +127,20 @@ def test_no_two_jobs_begin_at_one_moment() -> None:
     assert len({job["calendar"] for job in jobs.values()}) == len(jobs)
 
 
+def test_the_job_table_of_the_example_is_that_of_the_role() -> None:
+    text = (ROOT / "inventories/example/group_vars/abathur.yml").read_text()
+    table = re.findall(r"^# (abathur_maintenance_jobs:\n(?:#   .*\n)+)", text, re.MULTILINE)
+    shown = yaml.safe_load(table[0].replace("\n# ", "\n"))
+    assert shown["abathur_maintenance_jobs"] == defaults("abathur_maintenance")["abathur_maintenance_jobs"]
+
+
+def test_what_the_example_sets_are_variables_of_the_roles() -> None:
+    text = (ROOT / "inventories/example/group_vars/abathur.yml").read_text()
+    named = set(re.findall(r"^#? ?(abathur_\w+):", text, re.MULTILINE))
+    assert len(named) > 10
+    assert named - {name for role in ROLES for name in defaults(role)} == set()
+
+
 def test_a_host_in_pull_mode_has_the_controller_s_versions() -> None:
     controller, host = (
         set(re.findall(r"^\S+==\S+", (ROOT / each).read_text(), re.MULTILINE))
