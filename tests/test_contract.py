@@ -164,6 +164,27 @@ def test_every_command_that_the_readme_names_exists() -> None:
     assert [name for name in playbooks if not (ROOT / name).exists()] == []
 
 
+def test_the_commands_that_take_no_database_are_named_in_the_readme() -> None:
+    named = re.search(r"as `--database PATH`\); (.*?) take none\.", docs.README.read_text())
+    assert named
+    without = {name for name, command in cli.COMMANDS.items() if not command.takes_database}
+    assert without - set(re.findall(r"`([a-z-]+)`", named[1])) == set()
+
+
+def test_every_alert_that_the_readme_names_is_a_rule() -> None:
+    groups = load("roles/abathur_monitoring/files/abathur.rules.yml")["groups"]
+    rules = {rule["alert"] for group in groups for rule in group["rules"]}
+    named = set(re.findall(r"`(Abathur[A-Z]\w+)`", docs.README.read_text()))
+    assert len(named) > 3
+    assert named - rules == set()
+
+
+def test_the_readme_names_the_least_version_of_ansible_that_the_roles_ask_for() -> None:
+    asked = {load(f"roles/{role}/meta/main.yml")["galaxy_info"]["min_ansible_version"] for role in ROLES}
+    named = set(re.findall(r"needs ansible-core (\S+) or later", docs.README.read_text()))
+    assert asked == named
+
+
 def test_no_argument_of_a_command_takes_the_place_of_another_one() -> None:
     for name, command in cli.COMMANDS.items():
         added = [flag.lstrip("-") if not extra.get("dest") else extra["dest"] for flag, extra in command.arguments]
