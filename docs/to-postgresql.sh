@@ -4,6 +4,10 @@
 # It stops at the first value that SQLite took and PostgreSQL does not, such as a number for a time.
 set -euo pipefail
 
+if [ $# -ne 2 ]; then
+  echo "usage: docs/to-postgresql.sh FILE.db NAME   (an unpacked backup, and an empty PostgreSQL database)" >&2
+  exit 2
+fi
 file=$1 name=$2
 send=(psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --dbname "$name")
 

@@ -127,6 +127,20 @@ def test_no_two_jobs_begin_at_one_moment() -> None:
     assert len({job["calendar"] for job in jobs.values()}) == len(jobs)
 
 
+def test_the_job_table_of_the_example_is_that_of_the_role() -> None:
+    text = (ROOT / "inventories/example/group_vars/abathur.yml").read_text()
+    table = re.findall(r"^# (abathur_maintenance_jobs:\n(?:#   .*\n)+)", text, re.MULTILINE)
+    shown = yaml.safe_load(table[0].replace("\n# ", "\n"))
+    assert shown["abathur_maintenance_jobs"] == defaults("abathur_maintenance")["abathur_maintenance_jobs"]
+
+
+def test_what_the_example_sets_are_variables_of_the_roles() -> None:
+    text = (ROOT / "inventories/example/group_vars/abathur.yml").read_text()
+    named = set(re.findall(r"^#? ?(abathur_\w+):", text, re.MULTILINE))
+    assert len(named) > 10
+    assert named - {name for role in ROLES for name in defaults(role)} == set()
+
+
 def test_a_host_in_pull_mode_has_the_controller_s_versions() -> None:
     controller, host = (
         set(re.findall(r"^\S+==\S+", (ROOT / each).read_text(), re.MULTILINE))
@@ -148,6 +162,27 @@ def test_every_command_that_the_readme_names_exists() -> None:
     assert set(re.findall(r"`make ([a-z]+)", text)) - targets == set()
     playbooks = set(re.findall(r"(playbooks/[a-z]+\.yml)", text))
     assert [name for name in playbooks if not (ROOT / name).exists()] == []
+
+
+def test_the_commands_that_take_no_database_are_named_in_the_readme() -> None:
+    named = re.search(r"as `--database PATH`\); (.*?) take none\.", docs.README.read_text())
+    assert named
+    without = {name for name, command in cli.COMMANDS.items() if not command.takes_database}
+    assert without - set(re.findall(r"`([a-z-]+)`", named[1])) == set()
+
+
+def test_every_alert_that_the_readme_names_is_a_rule() -> None:
+    groups = load("roles/abathur_monitoring/files/abathur.rules.yml")["groups"]
+    rules = {rule["alert"] for group in groups for rule in group["rules"]}
+    named = set(re.findall(r"`(Abathur[A-Z]\w+)`", docs.README.read_text()))
+    assert len(named) > 3
+    assert named - rules == set()
+
+
+def test_the_readme_names_the_least_version_of_ansible_that_the_roles_ask_for() -> None:
+    asked = {load(f"roles/{role}/meta/main.yml")["galaxy_info"]["min_ansible_version"] for role in ROLES}
+    named = set(re.findall(r"needs ansible-core (\S+) or later", docs.README.read_text()))
+    assert asked == named
 
 
 def test_no_argument_of_a_command_takes_the_place_of_another_one() -> None:
