@@ -253,7 +253,8 @@ def _source(config: Config, former: dict[str, Any]) -> str:
         return fitting
     raise Failure(
         f"{config.database} cannot be used and there is no backup for the former release",
-        "begin anew (the database of now is kept aside): ansible-playbook rollback.yml -e abathur_db_rollback_to=fresh",
+        "begin anew (the database of now is kept aside): "
+        "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_to=fresh",
     )
 
 

@@ -88,6 +88,46 @@ def test_a_standby_that_is_deployed_again_stays_as_it_is(playbook: Playbook) -> 
     assert re.search(rf"{STANDBY} .*changed=0 ", done.stdout), done.stdout
 
 
+def test_a_deploy_of_a_standby_that_was_cut_is_finished_by_the_next(playbook: Playbook, standby: Any) -> None:
+    # What starts at boot is what a deploy that was cut is followed by the start of, on a primary.
+    standby.check_output("systemctl enable abathur.service && abathur-db keep")
+    done = playbook("deploy.yml", "--limit", STANDBY)
+    assert done.returncode == 0, done.stdout
+    assert not standby.file("/opt/abathur-db/kept.pending").exists
+    assert not standby.service("abathur.service").is_running
+
+
+def test_a_deploy_of_a_standby_that_failed_brings_its_own_service_back_alone(playbook: Playbook, standby: Any) -> None:
+    standby.check_output("abathur-db keep && echo '# another' >> /etc/abathur-db.toml")
+    assert "returned to release" in standby.check_output("abathur-db rollback --failed-deploy")
+    assert standby.service("abathur-db-follow.service").is_running
+    assert not standby.service("abathur-db-replicate.service").is_enabled
+    assert wait(lambda: proof(standby)["ok"]), proof(standby)["summary"]
+    again = playbook("deploy.yml", "--limit", STANDBY)
+    assert re.search(rf"{STANDBY} .*changed=0 ", again.stdout), again.stdout
+
+
+def test_check_mode_says_what_a_failover_would_do_and_does_nothing(
+    playbook: Playbook, primary: Any, standby: Any
+) -> None:
+    done = playbook("playbooks/failover.yml", "--check")
+    assert done.returncode == 0, done.stdout
+    assert "would make this host the primary" in " ".join(done.stdout.split())
+    assert primary.service("abathur.service").is_running
+    assert not standby.file("/var/lib/abathur/abathur.db").exists
+
+
+def test_a_failover_needs_one_primary(playbook: Playbook, primary: Any, tmp_path: Path) -> None:
+    where = Path(inventory(tmp_path))
+    found = yaml.safe_load(where.read_text())
+    found["abathur_standby"]["hosts"][PRIMARY] = {}
+    where.write_text(yaml.safe_dump(found))
+    done = playbook("playbooks/failover.yml", inventory=str(where))
+    assert done.returncode != 0
+    assert 'this inventory has 0 in the group "abathur"' in " ".join(done.stdout.split())
+    assert primary.service("abathur.service").is_running
+
+
 @pytest.mark.parametrize("name", ["failover", "rejoin"])
 def test_without_a_standby_nothing_is_done(playbook: Playbook, primary: Any, tmp_path: Path, name: str) -> None:
     done = playbook(f"playbooks/{name}.yml", inventory=inventory(tmp_path, standby=""))
@@ -152,6 +192,9 @@ def test_the_old_primary_rejoins_as_a_standby_and_keeps_what_it_wrote(
     playbook: Playbook, primary: Any, tmp_path: Path
 ) -> None:
     where = inventory(tmp_path, standby=PRIMARY)
+    looked = playbook("playbooks/rejoin.yml", "--check", inventory=where)
+    assert looked.returncode == 0, looked.stdout
+    assert primary.service("abathur.service").is_running
     done = playbook("playbooks/rejoin.yml", inventory=where)
     assert done.returncode == 0, done.stdout
     assert not primary.service("abathur.service").is_running

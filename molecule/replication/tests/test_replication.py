@@ -185,7 +185,7 @@ def test_a_rollback_to_a_time_says_what_it_takes_and_what_is_lost_and_replicatio
     before = {host.backend.get_hostname(): lineage(host) for host in hosts()}
     sure, at = proven()
     time.sleep(3)
-    done = playbook("rollback.yml", "-e", f"abathur_db_rollback_to={at}")
+    done = playbook("rollback.yml", "--limit", "abathur", "-e", f"abathur_db_rollback_to={at}")
     assert done.returncode == 0, done.stdout
     assert restored(done.stdout, sure, at) == sorted(before.values()), done.stdout
     for host in hosts():

@@ -16,6 +16,9 @@ from conftest import ROOT, hosts, wait
 DATABASE = "/var/lib/abathur/abathur.db"
 PARTS = ("ansible.cfg", "deploy.yml", "rollback.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
 
+ALL = ("--limit", "abathur")
+"""Says that the databases of all hosts are meant."""
+
 
 def acknowledged(host: Any) -> set[str]:
     """Return the rows that the writers were told are committed."""
@@ -117,7 +120,7 @@ def test_going_back_to_a_backup_under_50_writers_accounts_for_every_row(playbook
     for host in hosts():
         tool(host, "backup")
         start_writers(host)
-    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=latest")
+    done = playbook("rollback.yml", *ALL, "-e", "abathur_db_rollback_to=latest")
     assert done.returncode == 0, done.stdout
     assert re.search(r"it lacks \d+ rows written since: audit \d+ new and 0 changed, sessions", said(done))
     for host in hosts():
@@ -152,7 +155,7 @@ def test_a_deploy_that_migrated_is_rolled_back_and_rows_are_dropped_only_when_to
     for host in hosts():
         assert ask(host, DATABASE, "PRAGMA user_version") == [[2]]
         assert host.service("abathur.service").is_running
-    done = playbook("rollback.yml", "-e", '{"abathur_db_rollback_lose_rows": true}')
+    done = playbook("rollback.yml", *ALL, "-e", '{"abathur_db_rollback_lose_rows": true}')
     assert done.returncode == 0, done.stdout
     for number, host in enumerate(hosts()):
         host.check_output("systemctl stop abathur.service")
@@ -223,7 +226,7 @@ def test_a_database_that_is_broken_comes_back_from_the_newest_backup(playbook: A
     deployed = playbook("deploy.yml")
     assert deployed.returncode != 0
     assert "Nothing was changed" in said(deployed)
-    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=latest")
+    done = playbook("rollback.yml", *ALL, "-e", "abathur_db_rollback_to=latest")
     assert done.returncode == 0, done.stdout
     for number, host in enumerate(hosts()):
         assert sessions(host) == before[number]
@@ -232,9 +235,21 @@ def test_a_database_that_is_broken_comes_back_from_the_newest_backup(playbook: A
         assert tool(host, "status")["ok"]
 
 
+@pytest.mark.parametrize("variable", ["abathur_db_rollback_to=fresh", "abathur_db_rollback_lose_rows=true"])
+def test_the_databases_of_several_hosts_are_not_replaced_unless_that_is_said(playbook: Any, variable: str) -> None:
+    before = [kept(host) for host in hosts()]
+    done = playbook("rollback.yml", "-e", variable)
+    assert done.returncode != 0
+    assert "would replace the databases of 2 hosts (rollback-debian12, rollback-debian13), so nothing was done" in said(
+        done
+    )
+    assert "say that all are: --limit abathur" in said(done)
+    assert [kept(host) for host in hosts()] == before
+
+
 def test_the_fresh_start_keeps_the_old_database(playbook: Any) -> None:
     before = [sessions(host) for host in hosts()]
-    done = playbook("rollback.yml", "-e", "abathur_db_rollback_to=fresh")
+    done = playbook("rollback.yml", *ALL, "-e", "abathur_db_rollback_to=fresh")
     assert done.returncode == 0, done.stdout
     for number, host in enumerate(hosts()):
         assert sessions(host) == set()
@@ -244,7 +259,7 @@ def test_the_fresh_start_keeps_the_old_database(playbook: Any) -> None:
 
 def test_check_mode_says_what_a_rollback_would_do_and_does_nothing(playbook: Any) -> None:
     before = [kept(host) for host in hosts()]
-    done = playbook("rollback.yml", "--check", "-e", "abathur_db_rollback_to=latest")
+    done = playbook("rollback.yml", "--check", *ALL, "-e", "abathur_db_rollback_to=latest")
     assert done.returncode == 0, done.stdout
     assert "would restore backup" in said(done)
     assert [kept(host) for host in hosts()] == before
@@ -273,7 +288,8 @@ def runbooks() -> list[str]:
     """Return the commands of the README's runbooks, in their order."""
     text = (ROOT / "README.md").read_text().partition("## Runbooks")[2].partition("\n## ")[0]
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line.replace("--limit HOST", "--limit abathur") for line in lines]
 
 
 def test_every_command_of_the_runbooks_works_as_it_stands(playbook: Any) -> None:
