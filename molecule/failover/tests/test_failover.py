@@ -89,7 +89,7 @@ def test_a_standby_that_is_deployed_again_stays_as_it_is(playbook: Playbook) -> 
 
 
 def test_a_deploy_of_a_standby_that_was_cut_is_finished_by_the_next(playbook: Playbook, standby: Any) -> None:
-    # What starts at boot is what a deploy that was cut is followed by the start of, on a primary.
+    # On a primary the next deploy starts what is enabled.
     standby.check_output("systemctl enable abathur.service && abathur-db keep")
     done = playbook("deploy.yml", "--limit", STANDBY)
     assert done.returncode == 0, done.stdout
