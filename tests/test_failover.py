@@ -445,6 +445,7 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
         replicated(primary, monkeypatch, 4, "user:2")
         settings(follower, follows=True)
         host.FENCE.write_text("now\n")
+        (follower.install_directory / "kept").mkdir()
         assert failover.promote(conf, lose_rows=False, dry_run=True).data["lineage"] == 1
         assert not follower.database.exists()
         wait(lambda: standby.level(follower, replica.required(follower), 5)[0] == "")
@@ -465,6 +466,8 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     assert not host.fenced()
     assert not replica.required(follower).standby
     assert not standby.place(follower).exists()
+    # What a rollback would have returned to was a standby's.
+    assert not (follower.install_directory / "kept").exists()
     assert "it is a primary" in failover.promote(conf, lose_rows=False).summary
 
 

@@ -161,6 +161,8 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     _note(standby_now=False)
     # Killed before they run, this goes on at the next try.
     units = [replica.UNIT, *_application(config)]
+    if found.standby:
+        release.forget(config)
     release.note(config, units)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
@@ -171,7 +173,8 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
         if data
-        else f"{config.database} is this host's own, and the fence is gone"
+        else f"{config.database} is this host's own, and the fence is gone; one that was promoted a moment ago, whose"
+        " first copy has not arrived yet, could not be seen"
     )
     hint = "its timers come with a deploy: ansible-playbook deploy.yml"
     return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)

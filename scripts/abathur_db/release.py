@@ -162,6 +162,12 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def forget(config: Config) -> None:
+    """Forget what was kept: it is of a standby, and this host is none any more."""
+    _delete(_pending(config))
+    _delete(_kept(config))
+
+
 def _same(folder: Path) -> bool:
     kept, now = _files(folder / "etc"), _files(ETC)
     names = [each.relative_to(folder / "etc") for each in kept]

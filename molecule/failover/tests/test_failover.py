@@ -175,6 +175,7 @@ def test_a_promoted_host_runs_the_jobs_of_a_primary(playbook: Playbook, standby:
     told = standby.check_output("abathur-db status")
     assert "timer_backup" in told
     assert not standby.file("/etc/systemd/system/abathur-db-follow.service").exists
+    assert "there is no former release" in standby.run("abathur-db rollback").stderr
     done = playbook("deploy.yml", "--limit", STANDBY, inventory=inventory(tmp_path, standby=PRIMARY))
     assert done.returncode == 0, done.stdout
     assert re.search(rf"{STANDBY} .*changed=0 ", done.stdout), done.stdout
