@@ -255,33 +255,34 @@ COMMAND_LINE = {
         nothing,
         "verify ../../etc/passwd",
         "verify: there is no backup ../../etc/passwd in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment that is none": Case(
         nothing,
         "restore 2026-13-45",
         "restore: there is no backup 2026-13-45 in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment before every backup": Case(
         nothing,
         "restore 1999-12-31T23:59",
         "restore: there is no backup 1999-12-31T23:59 in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a name with the terminal's own commands in it": Case(
         nothing,
         "verify \033[2Jall",
         "verify: there is no backup \\x1b[2Jall in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
 }
 
 # --- database files ---------------------------------------------------------------------------------------------
 
-RESTORE = database.RESTORE
+RESTORE = f"{database.RESTORE}: abathur-db restore latest (a database of your own: --database PATH)"
+RESTORE_OWN = f"{database.RESTORE}: abathur-db restore latest --database {{home}}/abathur.db"
 ELSEWHERE = "configure another path for Abathur's database"
-ADAPT = "adapt it with its application's own migration, then deploy again"
+ADAPT = "adapt it with its application's own migration, then run this again"
 MOVE = "move it away (mv {home}/abathur.db {home}/abathur.db.other) or configure another path"
 
 
@@ -398,13 +399,13 @@ DATABASES = {
     "a page overwritten": refused(
         changed(lambda path: overwrite(path, freelist(path) - 40 * 4096, b"\xff" * 4096 * 10)),
         "is corrupt: …; nothing was changed",
-        RESTORE,
+        RESTORE_OWN,
     ),
     "the first pages overwritten": refused(changed(corrupt), "is corrupt: …", RESTORE),
     "the list of free pages overwritten": refused(
         changed(lambda path: overwrite(path, freelist(path), b"\xff" * 4096)),
         "is corrupt: …; nothing was changed",
-        RESTORE,
+        RESTORE_OWN,
     ),
     "a header that names an impossible page size": refused(
         changed(lambda path: overwrite(path, 16, b"\x00\x03")), "is corrupt: file is not a database", RESTORE
@@ -470,13 +471,14 @@ DATABASES = {
         "init",
         "init: {home}/abathur.db is missing, but its backups (1) and kept copies (0) are here; "
         "no empty one was made in its place",
-        "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
+        "restore the newest (abathur-db restore latest --database {home}/abathur.db), "
+        "or begin anew (abathur-db restore fresh --database {home}/abathur.db)",
     ),
     "no database, no backup": Case(
         replaced(lambda _: None),
         "backup",
         "backup: there is no database at {home}/abathur.db",
-        "bring it back (deploy again, or restore a backup), or make a new one: abathur-db init {home}/abathur.db",
+        "bring it back: deploy again, or restore a backup (a new one of your own: abathur-db init PATH)",
     ),
     "a log without its database": refused(
         lambda path: path.with_name("abathur.db-wal").write_bytes(b"committed rows"),
@@ -490,13 +492,13 @@ DATABASES = {
         replaced(changed(lambda path: overwrite(path, freelist(path) - 40 * 4096, b"\xff" * 4096 * 10))),
         "backup",
         "backup: the copy of the database is corrupt: …; no backup was kept",
-        "check the database: abathur-db integrity-check",
+        "check the database: abathur-db integrity-check {home}/abathur.db",
     ),
     "a damaged list of free pages, met by the integrity check": Case(
         replaced(changed(lambda path: overwrite(path, freelist(path), b"\xff" * 4096))),
         "integrity-check",
         "integrity-check: integrity-check failed at integrity_check: expected ok, found …",
-        RESTORE,
+        RESTORE_OWN,
     ),
 }
 
@@ -504,7 +506,7 @@ DATABASES = {
 
 ANOTHER = packing.ANOTHER
 PLANTED = ", which this tool never makes; it was not followed and nothing was changed"
-OTHERS = "see the others: abathur-db backups"
+OTHERS = "see the others: abathur-db backups {home}/abathur.db"
 
 
 def does_not_count(damage: Callable[[Config, str], object], fault: str) -> Case:

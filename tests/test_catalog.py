@@ -49,7 +49,7 @@ def test_an_unknown_backup_is_refused_with_the_ones_there_are(conf: Config) -> N
     identity = made(conf)
     with pytest.raises(Failure, match=f"there is no backup yesterday in .*; the newest are: {identity}") as caught:
         catalog.find(conf, "yesterday")
-    assert caught.value.hint == "see them all: abathur-db backups"
+    assert caught.value.hint == f"see them all: abathur-db backups {conf.database}"
 
 
 def test_what_is_damaged_does_not_count_and_the_list_names_it(conf: Config) -> None:
@@ -117,6 +117,9 @@ def test_the_newest_verified_backup_may_be_neither_too_old_nor_from_the_future(
 
 def test_no_backup_at_all_is_too_old(conf: Config) -> None:
     assert catalog.age_check(conf).measured == "no verified backup"
+    assert catalog.age_check(conf).hint == f"make one: abathur-db backup {conf.database}"
+    on_a_host = catalog.age_check(replace(conf, owner="abathur")).hint
+    assert on_a_host.startswith("make one: systemctl start abathur-db@backup; see why: journalctl")
 
 
 def test_old_backups_show_their_age_in_days(conf: Config) -> None:

@@ -168,7 +168,7 @@ def test_a_file_of_other_origin_is_restored_after_the_same_checks(conf: Config, 
     file.write_bytes(FOREIGN[name](other.read_bytes()))
     result = restore.restore(conf, str(file))
     assert value(conf.database, "SELECT id FROM sessions") == "theirs"
-    assert result.hint == "bring it to this release's schema: abathur-db init"
+    assert result.hint == f"bring it to this release's schema: abathur-db init {conf.database}"
     assert schema.init(conf).data["kind"] == "adopt"
 
 
@@ -355,4 +355,7 @@ def test_a_restore_of_an_older_schema_says_how_to_bring_it_up(
 
     later = (*resources.migrations(), resources.Migration(2, "0002_next", "CREATE TABLE next (x);"))
     monkeypatch.setattr(resources, "migrations", lambda: later)
-    assert restore.restore(replace(conf), saved).hint == "bring it to this release's schema: abathur-db init"
+    assert (
+        restore.restore(replace(conf), saved).hint
+        == f"bring it to this release's schema: abathur-db init {conf.database}"
+    )

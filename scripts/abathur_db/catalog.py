@@ -173,7 +173,9 @@ def find(config: Config, wanted: str) -> Manifest:
         if each.id == identity:
             if each.sound:
                 return each.sound
-            raise Failure(f"backup {each.id} does not count: {each.fault}", "see the others: abathur-db backups")
+            raise Failure(
+                f"backup {each.id} does not count: {each.fault}", f"see the others: {config.command('backups')}"
+            )
     sound = [each.sound for each in found if each.sound]
     if wanted == "latest":
         newest = newest_verified(config)
@@ -184,7 +186,7 @@ def find(config: Config, wanted: str) -> Manifest:
     names = ", ".join(each.id for each in sound[:5]) or "none"
     raise Failure(
         f"there is no backup {wanted} in {config.backup_directory}; the newest are: {names}",
-        "see them all: abathur-db backups",
+        f"see them all: {config.command('backups')}",
     )
 
 
@@ -257,7 +259,8 @@ def age_check(config: Config) -> Check:
         hours is not None and -1 <= hours <= limit,
         f"a verified backup of the last {limit} h",
         measured,
-        "make one: systemctl start abathur-db@backup; see why: journalctl -u abathur-db@backup -n 50",
+        f"make one: {config.job('backup')}"
+        + ("; see why: journalctl -u abathur-db@backup -n 50" if config.owner else ""),
     )
 
 

@@ -7,6 +7,7 @@ development.toml beside this file.
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 import typing
 from dataclasses import dataclass, fields, replace
@@ -74,6 +75,25 @@ class Config:
     def handover_directory(self) -> Path:
         """Where the owner leaves a copy of the database for the user that owns the backups."""
         return self.state_directory / "handover"
+
+    def command(self, name: str, argument: str = "") -> str:
+        """Return a command of the tool for this database, as hints name it: a host's own needs no path.
+
+        `argument`: one in the place of the database, which is then named with --database.
+        """
+        given = f"abathur-db {name} {argument}".rstrip()
+        if self.owner:
+            return given
+        return f"{given} {'--database ' if argument else ''}{shlex.quote(str(self.database))}"
+
+    def job(self, name: str) -> str:
+        """Return the command that does a job now: on a host through its unit."""
+        return f"systemctl start abathur-db@{name}" if self.owner else self.command(name)
+
+    @property
+    def bring_up(self) -> str:
+        """What creates whatever a database lacks and migrates it: a deploy of its host, or init."""
+        return "deploy again: ansible-playbook deploy.yml" if self.owner else self.command("init")
 
     def records(self, command: str) -> Path:
         """Return where the runs of a command are recorded: those of the backups' own user out of the owner's reach."""

@@ -86,7 +86,7 @@ def _files(config: Config) -> list[Check]:
             True,
             "nothing for other users",
             modes or "closed to other users",
-            ailments.command(config, "init"),
+            config.command("init"),
             warning=bool(open_to_others),
         ),
     ]
@@ -151,7 +151,7 @@ def _wal(config: Config) -> Check:
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
-    checkpoint = ailments.command(config, "checkpoint")
+    checkpoint = config.command("checkpoint")
     repair = processes.repair(behind[0].pid, _units(config)) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"

@@ -25,7 +25,7 @@ FLUSH = 2 << 20
 LEVEL = "-1"
 """Of zstd: 9 % larger than its usual -3 on JSON rows, for 20 % less of the processor (README, Measured)."""
 
-ANOTHER = "take another one: abathur-db backups"
+ANOTHER = "take another one: abathur-db backups (of a database of your own: abathur-db backups PATH)"
 """The next step wherever a backup is found damaged."""
 
 

@@ -65,7 +65,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
         f"restored {name}; {lost['sentence']}{kept}",
         changed=True,
         data=data,
-        hint="bring it to this release's schema: abathur-db init" if behind else hint,
+        hint=f"bring it to this release's schema: {config.command('init')}" if behind else hint,
     )
 
 
@@ -116,7 +116,7 @@ def _nearer(config: Config, source: str) -> replica.Point | None:
     try:
         point = replica.point(config, settings, at)
     except Failure as failure:
-        instead = f"take the last backup before it: abathur-db restore {backup.id}" if backup else failure.hint
+        instead = f"take the last backup before it: {config.command('restore', backup.id)}" if backup else failure.hint
         raise Failure(f"{failure}; nothing was changed", instead, failure.code) from None
     return point if point and (backup is None or point.moment > backup.moment) else None
 

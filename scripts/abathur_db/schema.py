@@ -168,7 +168,8 @@ def _refuse_to_bury(config: Config) -> None:
         raise Failure(
             f"{config.database} is missing, but its backups ({there[0]}) and kept copies ({there[1]}) are here; "
             "no empty one was made in its place",
-            "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
+            f"restore the newest ({config.command('restore', 'latest')}), or begin anew "
+            f"({config.command('restore', 'fresh')})",
         )
 
 
@@ -198,7 +199,7 @@ def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     if wrong:
         raise Failure(
             f"{path} is not of this schema: {'; '.join(wrong)}",
-            "adapt it with its application's own migration, then deploy again",
+            "adapt it with its application's own migration, then run this again",
         )
     if adopt:
         steps.append("adopt the existing database as schema version 1, keeping every row")
@@ -263,7 +264,7 @@ def _bring_up(config: Config) -> None:
         if found := database.problems(connection):
             raise Failure(
                 f"{config.database} is corrupt: {found[0]}; nothing was changed",
-                database.RESTORE,
+                f"{database.RESTORE}: {config.command('restore', 'latest')}",
             )
         database.enable_wal(connection, config.database)
         version = database.pragma(connection, "user_version")
@@ -300,7 +301,7 @@ def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> No
         ) from error
 
 
-def checks(connection: sqlite3.Connection) -> list[Check]:
+def checks(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Compare a database with what this tool expects: version, tables and columns, indexes."""
     wanted = expected(latest())
     found = describe(connection, only=set(wanted.tables))
@@ -309,11 +310,16 @@ def checks(connection: sqlite3.Connection) -> list[Check]:
     lost_indexes = sorted(_subject(statement) for statement in absent if "INDEX" in statement.split("(")[0])
     bad_columns = [each for each in wrong if not each.startswith("index ")]
     bad_indexes = [each for each in wrong if each.startswith("index ")]
-    fix = "deploy again: ansible-playbook deploy.yml (creates what is absent), or abathur-db init"
     count = len(found.indexes)
     return [
-        Check("schema_version", found.version == latest(), str(latest()), str(found.version), fix),
-        Check("tables", not lost_tables, f"{len(wanted.tables)} tables", _found(found.tables, lost_tables), fix),
+        Check("schema_version", found.version == latest(), str(latest()), str(found.version), config.bring_up),
+        Check(
+            "tables",
+            not lost_tables,
+            f"{len(wanted.tables)} tables",
+            _found(found.tables, lost_tables),
+            config.bring_up,
+        ),
         Check(
             "columns",
             not bad_columns,
@@ -327,7 +333,7 @@ def checks(connection: sqlite3.Connection) -> list[Check]:
             not lost_indexes and not bad_indexes and count >= 30,
             "30 or more, every expected one",
             "; ".join([*bad_indexes, *(f"{each} is absent" for each in lost_indexes)]) or f"{count}",
-            fix,
+            config.bring_up,
         ),
     ]
 
