@@ -242,6 +242,13 @@ COMMAND_LINE = {
     ),
     "an unknown option": usage("backup --fast", "abathur-db: error: unrecognized arguments: --fast"),
     "two databases": usage("init a b", "abathur-db: error: unrecognized arguments: b"),
+    "a fence for a database of one's own": usage("fence --dry-run a", "abathur-db: error: unrecognized arguments: a"),
+    "a promotion of a database of one's own": usage(
+        "promote --dry-run a", "abathur-db: error: unrecognized arguments: a"
+    ),
+    "a rejoining of a database of one's own": usage(
+        "rejoin --dry-run a", "abathur-db: error: unrecognized arguments: a"
+    ),
     "a restore of nothing": usage(
         "restore", "abathur-db restore: error: the following arguments are required: ID|latest|TIME|PATH|fresh"
     ),

@@ -35,7 +35,8 @@ class Command:
     the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
     that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
     backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
-    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own.
+    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own. `takes_database`:
+    False for what concerns the host and not a file.
     `configured`: False for what works without a database or a host. `positional`: an argument in the
     place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
@@ -199,6 +200,7 @@ COMMANDS = {
         "failover:fence",
         "stop all that writes on this host, and keep it from starting",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
         arguments=(
@@ -212,6 +214,7 @@ COMMANDS = {
         "failover:promote",
         "make a standby the primary",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
         arguments=(
@@ -225,6 +228,7 @@ COMMANDS = {
         "failover:rejoin",
         "make a former primary ready to be a standby, keeping its database aside",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
     ),
