@@ -261,25 +261,25 @@ COMMAND_LINE = {
     "a proof of a file elsewhere": Case(
         nothing,
         "verify ../../etc/passwd",
-        "verify: there is no backup ../../etc/passwd in {home}/backups; the newest are: {id}",
+        "verify: there is no backup ../../etc/passwd in {home}/abathur.db.backups; the newest are: {id}",
         "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment that is none": Case(
         nothing,
         "restore 2026-13-45",
-        "restore: there is no backup 2026-13-45 in {home}/backups; the newest are: {id}",
+        "restore: there is no backup 2026-13-45 in {home}/abathur.db.backups; the newest are: {id}",
         "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment before every backup": Case(
         nothing,
         "restore 1999-12-31T23:59",
-        "restore: there is no backup 1999-12-31T23:59 in {home}/backups; the newest are: {id}",
+        "restore: there is no backup 1999-12-31T23:59 in {home}/abathur.db.backups; the newest are: {id}",
         "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a name with the terminal's own commands in it": Case(
         nothing,
         "verify \033[2Jall",
-        "verify: there is no backup \\x1b[2Jall in {home}/backups; the newest are: {id}",
+        "verify: there is no backup \\x1b[2Jall in {home}/abathur.db.backups; the newest are: {id}",
         "see them all: abathur-db backups {home}/abathur.db",
     ),
 }
@@ -598,23 +598,23 @@ BACKUPS = {
     "a manifest without a field": unreadable(b"{}", "…missing 16 required positional arguments: …"),
     "a manifest of many MB": does_not_count(
         lambda conf, identity: manifest(conf, identity).write_bytes(b" " * (2 << 20)),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json has more than 1048576 bytes"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json has more than 1048576 bytes" + PLANTED,
     ),
     "a symlink as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), lambda path: path.symlink_to("aside")),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is a symbolic link to aside"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is a symbolic link to aside" + PLANTED,
     ),
     "a FIFO as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), fifo),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is not a regular file"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is not a regular file" + PLANTED,
     ),
     "a directory as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), Path.mkdir),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is not a regular file"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is not a regular file" + PLANTED,
     ),
     "a manifest with a field of the future": says(
         "its manifest abathur_{id}.json cannot be read: …got an unexpected keyword argument 'colour'", colour=1

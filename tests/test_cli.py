@@ -39,7 +39,7 @@ def test_a_database_is_made_and_used_from_a_checkout_without_root_or_ansible(cli
     code, output, _ = cli("backup", path, "--json")
     assert (code, json.loads(output)["changed"]) == (0, True)
     made = {each.name for each in path.parent.iterdir()} - {each.name for each in database.sidecars(path)}
-    assert made == {".abathur-db", "abathur.db", "backups"}
+    assert made == {".abathur.db.abathur-db", "abathur.db", "abathur.db.backups"}
 
 
 def test_the_pages_of_a_fleet_need_neither_a_database_nor_a_configuration(

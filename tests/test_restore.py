@@ -18,6 +18,7 @@ import pytest
 from abathur_db import backup, database, host, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
+from conftest import Cli
 from databases import ROOT, application, at_work, corrupt, dump, picture, rows, run, value
 
 
@@ -54,6 +55,14 @@ def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Co
     kept = Path(result.data["kept"])
     assert dump(kept / "abathur.db") == now
     assert result.hint == ""
+
+
+def test_a_database_is_never_restored_from_the_backups_of_another_one_beside_it(cli: Cli, conf: Config) -> None:
+    other = conf.database.with_name("other.db")
+    assert [cli(command, path)[0] for command, path in (("backup", conf.database), ("init", other))] == [0, 0]
+    code, _, errors = cli("restore", "latest", "--database", other)
+    assert (code, errors.splitlines()[0].partition(" in ")[0]) == (1, "restore: there is no backup latest")
+    assert count(other, "memory_entries") == 0
 
 
 def test_what_a_restore_loses_is_counted_by_table_before_it_is_done(conf: Config, saved: str) -> None:

@@ -155,14 +155,15 @@ def parse(text: str, origin: str) -> Config:
 
 
 def development(text: str, database: Path) -> Config:
-    """Return the development profile (its TOML text) for one database file, everything beside it."""
-    home = database.absolute().parent
+    """Return the development profile (its TOML text) for one database file, everything beside it under its name."""
+    database = database.absolute()
+    state = database.with_name(f".{database.name}.abathur-db")
     return replace(
         parse(text, DEVELOPMENT),
-        database=database.absolute(),
-        backup_directory=home / "backups",
-        state_directory=home / ".abathur-db",
-        install_directory=home / ".abathur-db",
+        database=database,
+        backup_directory=database.with_name(f"{database.name}.backups"),
+        state_directory=state,
+        install_directory=state,
     )
 
 
