@@ -37,12 +37,17 @@ def locked(config: Config) -> bool:
 
 
 def examine(config: Config) -> list[Check]:
-    """Look at the database, read only. Raises Failure when it cannot be opened, BUSY when it is locked."""
+    """Look at the database, read only.
+
+    Raises Failure when it cannot be opened or is another application's, BUSY when it is locked.
+    """
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         checks = [_journal_mode(config, connection), _damage(config, connection)]
         if not checks[-1].ok:
             # Nothing that is read from a damaged file can be relied on.
             return checks
+        if refusal := schema.stranger(connection, config.database):
+            raise refusal
         drift = _schema(config, connection)
         checks += [*drift, _foreign_keys(config, connection)]
         lost_tables = any(not check.ok and check.id == "tables" for check in drift)

@@ -374,6 +374,9 @@ def _run(options: argparse.Namespace) -> Result:
             if prepare:
                 passed["handed"] = _function(prepare)(settings)
                 host.become(user)
+            # As the database's owner alone: root opens nothing of the application's user.
+            if command.takes_database and command.runs_as is not CALLER and user == settings.owner:
+                _function("schema:refuse_stranger")(settings)
             with lock if command.lock and changes else nullcontext():
                 result = function(settings, **passed)
     except Failure as failure:

@@ -6,6 +6,7 @@ real one has to have at least the same tables, columns and indexes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from dataclasses import dataclass, field
@@ -173,28 +174,45 @@ def _refuse_to_bury(config: Config) -> None:
         )
 
 
+def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
+    """Return the refusal of an open database that is another application's, None for one that is or may become ours."""
+    ours = expected(latest())
+    found = describe(connection, only=set(ours.tables))
+    identity = found.application_id
+    if identity == ours.application_id or (identity == 0 and found.tables):
+        return None
+    said = f"{path} belongs to another application (application_id {identity:#010x})"
+    if identity == 0:
+        said = f"{path} holds none of Abathur's tables, so it belongs to another application"
+    return Failure(said, "configure another path for Abathur's database")
+
+
+def refuse_stranger(config: Config) -> None:
+    """Raise Failure when the configured database is another application's.
+
+    What is absent, damaged or locked is told by the command that needs it, or mends it.
+    """
+    refusal = None
+    path, wait = config.database, config.busy_timeout_ms
+    with contextlib.suppress(Failure), database.opened(path, wait, read_only=True) as connection:
+        refusal = stranger(connection, path)
+    if refusal:
+        raise refusal
+
+
 def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     """Return what init would do to an open database. Raises Failure when it is not one of this schema."""
-    wanted = expected(1)
     found = describe(connection, only=set(expected(latest()).tables))
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     steps = [] if mode == "wal" else [f"switch the journal mode from {mode} to wal"]
-    if found.application_id not in (0, wanted.application_id):
-        raise Failure(
-            f"{path} belongs to another application (application_id {found.application_id:#010x})",
-            "configure another path for Abathur's database",
-        )
+    if refusal := stranger(connection, path):
+        raise refusal
     if found.version > latest():
         raise Failure(
             f"{path} has schema version {found.version}, newer than this tool, which knows {latest()}",
             "deploy a release of at least that version",
         )
     adopt = found.version == 0
-    if adopt and not found.tables:
-        raise Failure(
-            f"{path} holds none of Abathur's tables, so it belongs to another application",
-            "configure another path for Abathur's database",
-        )
     absent, wrong = missing(expected(max(found.version, 1)), found)
     if wrong:
         raise Failure(
