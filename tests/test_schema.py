@@ -141,6 +141,7 @@ def test_a_database_open_to_others_is_closed_to_them(conf: Config) -> None:
     conf.database.chmod(0o644)
     result = schema.init(conf)
     assert (result.data["kind"], result.data["steps"][0]) == ("repair", "close abathur.db to others")
+    assert result.summary == f"closed {conf.database} to others; it is at schema version 1"
     assert stat.S_IMODE(conf.database.stat().st_mode) == 0o600
 
 

@@ -251,8 +251,9 @@ def init(config: Config, dry_run: bool = False) -> Result:
             _bring_up(config)
         for each in database.open_to_others(config.database):
             each.chmod(0o600)
-    done = {"create": "created", "adopt": "adopted", "migrate": "migrated", "repair": "repaired"}[todo.kind]
-    return Result("init", f"{done} {config.database} at schema version {latest()}", changed=True, data=data)
+    done = {"create": "created {} at", "adopt": "adopted {} at", "migrate": "migrated {} to"}
+    said = done.get(todo.kind, "closed {} to others; it is at").format(config.database)
+    return Result("init", f"{said} schema version {latest()}", changed=True, data=data)
 
 
 def _create(path: Path) -> None:
