@@ -17,7 +17,7 @@ from typing import Any
 
 from abathur_db import __version__, config, host, replica, resources, runs
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result
+from abathur_db.result import Exit, Failure, Result, printable
 
 CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
 """Environment variable with the text of a configuration, for a host that has no file yet."""
@@ -451,16 +451,8 @@ def _print(result: Result, as_json: bool) -> None:
         print(json.dumps(result.as_dict()))
         return
     for line in result.report():
-        print(_printable(line))
+        print(printable(line))
     stream = sys.stdout if result.ok else sys.stderr
-    print(_printable(f"{result.command}: {result.summary}"), file=stream)
+    print(printable(f"{result.command}: {result.summary}"), file=stream)
     if result.hint:
-        print(_printable(f"hint: {result.hint}"), file=stream)
-
-
-def _printable(line: str) -> str:
-    """Return a line with control characters spelt out: names in a database and on a disk can hold any.
-
-    A terminal would obey them, and a journal would show a line that nobody said.
-    """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+        print(printable(f"hint: {result.hint}"), file=stream)
