@@ -273,7 +273,7 @@ COMMAND_LINE = {
     "a moment before every backup": Case(
         nothing,
         "restore 1999-12-31T23:59",
-        "restore: there is no backup 1999-12-31T23:59 in {home}/abathur.db.backups; the newest are: {id}",
+        "restore: there is no backup at or before 1999-12-31T23:59 in {home}/abathur.db.backups; the newest are: {id}",
         "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a name with the terminal's own commands in it": Case(

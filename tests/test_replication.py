@@ -490,7 +490,7 @@ def test_a_moment_is_restored_from_the_nearest_of_backup_and_replica(
         rows(conf.database, 4, "user:3")
         replication.replication(conf)
         last = now()
-    with pytest.raises(Failure, match="there is no backup 2020-01-01 in"):
+    with pytest.raises(Failure, match="there is no backup at or before 2020-01-01 in"):
         restore.restore(conf, "2020-01-01")
     would = restore.restore(conf, before, dry_run=True)
     assert would.summary.startswith("would restore the replica of ")
