@@ -241,13 +241,19 @@ COMMAND_LINE = {
         "conquer", "abathur-db: error: argument COMMAND: invalid choice: 'conquer' (choose from 'init', 'seed', …)"
     ),
     "an unknown option": usage("backup --fast", "abathur-db: error: unrecognized arguments: --fast"),
-    "two databases": usage("init a b", "abathur-db: error: unrecognized arguments: b"),
+    "two databases": usage("seed a b", "abathur-db: error: unrecognized arguments: b"),
     "a fence for a database of one's own": usage("fence --dry-run a", "abathur-db: error: unrecognized arguments: a"),
     "a promotion of a database of one's own": usage(
         "promote --dry-run a", "abathur-db: error: unrecognized arguments: a"
     ),
     "a rejoining of a database of one's own": usage(
         "rejoin --dry-run a", "abathur-db: error: unrecognized arguments: a"
+    ),
+    "a configuration and a database of one's own": usage(
+        "backup a --config b", "abathur-db backup: error: argument --config: not allowed with argument database"
+    ),
+    "a configuration and a database of one's own for a restore": usage(
+        "restore fresh --config b", "abathur-db restore: error: argument --database: not allowed with argument --config"
     ),
     "a restore of nothing": usage(
         "restore", "abathur-db restore: error: the following arguments are required: ID|latest|TIME|PATH|fresh"

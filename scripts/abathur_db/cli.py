@@ -314,11 +314,13 @@ def parser() -> argparse.ArgumentParser:
         if command.positional:
             argument, described = command.positional
             sub.add_argument(argument, **described)
+        # One or the other: a database of one's own is not configured.
+        which = sub.add_mutually_exclusive_group()
         if command.positional and command.takes_database:
-            sub.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
+            which.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
         elif command.takes_database:
-            sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
-        sub.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
+            which.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
+        which.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         if command.dry_run:
             sub.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
