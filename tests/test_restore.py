@@ -204,6 +204,24 @@ def holder(request: pytest.FixtureRequest, conf: Config) -> Iterator[subprocess.
         yield process
 
 
+@pytest.mark.parametrize("name", ["theirs.db", "theirs.db.gz", "theirs.db.zst"])
+def test_a_file_that_may_not_be_read_is_said_to_be_that_and_not_damaged(
+    conf: Config, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, really = tmp_path / name, Path.open
+    theirs.touch()
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == theirs:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(Failure, match=f"{name} cannot be read by root") as caught:
+        restore.restore(conf, str(theirs))
+    assert caught.value.hint == f"give that user access, to the directories above it as well: namei -l {theirs}"
+
+
 def test_a_database_in_use_is_not_replaced_and_the_process_is_named(
     conf: Config, saved: str, holder: subprocess.Popen[bytes]
 ) -> None:
