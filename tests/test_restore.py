@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -228,6 +229,12 @@ def test_a_database_in_use_is_not_replaced_and_the_process_is_named(
     with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\); nothing was changed") as caught:
         restore.restore(conf, saved)
     assert caught.value.code is Exit.BUSY
+    assert re.fullmatch(
+        rf"stop what uses it \(python\S* \(pid {holder.pid}\)\), then run this again", caught.value.hint
+    )
+    with pytest.raises(Failure) as caught:
+        restore.restore(replace(conf, application_units=["a.service", "b.service"]), saved)
+    assert caught.value.hint == "stop what uses it (systemctl stop a.service b.service), then run this again"
     assert count(conf.database) == 1
 
 

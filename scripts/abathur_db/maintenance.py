@@ -154,7 +154,7 @@ def _convert(config: Config, size: int, data: dict[str, int], dry_run: bool) -> 
         return Result("vacuum", f"would rewrite {host.readable(size)}", changed=True, data=data)
     # The rewritten copy, the same through the write-ahead log, and the file itself (schema facts, trap 10).
     host.require_free(config.database, 3 * size + config.minimum_free_mb * host.MB, "converting the database")
-    with restore.alone(config.database):
+    with restore.alone(config.database, config.application_units):
         pass
     guarded.directory(config.scratch_directory)
     os.environ["SQLITE_TMPDIR"] = str(config.scratch_directory)
