@@ -50,7 +50,7 @@ def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None], *
         took: dict[str, float | None] = {each: done.seconds for each, done in theirs.items()}
         found.append(Figure(name, "time", "s", mine.seconds or 0, took))
     mine = run("backup", ours("backup"))
-    packed = next((home / "backups").glob("*.zst")).stat().st_size
+    packed = next((home / "abathur.db.backups").glob("*.zst")).stat().st_size
     peers = {} if alone else {name: run(name, shell(script)) for name, script in BACKUPS.items()}
     found += _backup(mine, idle, peers, packed, source)
     return found if alone else [*found, _restore(source, home, rounds, say)]
@@ -85,7 +85,7 @@ def _restore(source: Path, home: Path, rounds: int, say: Callable[[str], None]) 
     for _ in range(rounds):
         path = copied(source, home)
         tool("backup", path)
-        file = next((home / "backups").glob("*.zst"))
+        file = next((home / "abathur.db.backups").glob("*.zst"))
         replica = f"file://{home}/replica"
         subprocess.run([LITESTREAM, "replicate", "-once", path, replica], check=True, capture_output=True)
         restored: list[str | Path] = [

@@ -37,7 +37,7 @@ JOBS = {
     "restore": ("restore", "latest"),
     "rollback": ("rollback", "--to", "latest"),
 }
-PLACES = {"data": "", "backups": "backups", "state": ".abathur-db"}
+PLACES = {"data": "", "backups": "abathur.db.backups", "state": ".abathur.db.abathur-db"}
 LEFT = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 """kB that are left."""
 POINTS = moments.number("POINTS", 1)

@@ -241,7 +241,20 @@ COMMAND_LINE = {
         "conquer", "abathur-db: error: argument COMMAND: invalid choice: 'conquer' (choose from 'init', 'seed', …)"
     ),
     "an unknown option": usage("backup --fast", "abathur-db: error: unrecognized arguments: --fast"),
-    "two databases": usage("init a b", "abathur-db: error: unrecognized arguments: b"),
+    "two databases": usage("seed a b", "abathur-db: error: unrecognized arguments: b"),
+    "a fence for a database of one's own": usage("fence --dry-run a", "abathur-db: error: unrecognized arguments: a"),
+    "a promotion of a database of one's own": usage(
+        "promote --dry-run a", "abathur-db: error: unrecognized arguments: a"
+    ),
+    "a rejoining of a database of one's own": usage(
+        "rejoin --dry-run a", "abathur-db: error: unrecognized arguments: a"
+    ),
+    "a configuration and a database of one's own": usage(
+        "backup a --config b", "abathur-db backup: error: argument --config: not allowed with argument database"
+    ),
+    "a configuration and a database of one's own for a restore": usage(
+        "restore fresh --config b", "abathur-db restore: error: argument --database: not allowed with argument --config"
+    ),
     "a restore of nothing": usage(
         "restore", "abathur-db restore: error: the following arguments are required: ID|latest|TIME|PATH|fresh"
     ),
@@ -254,34 +267,35 @@ COMMAND_LINE = {
     "a proof of a file elsewhere": Case(
         nothing,
         "verify ../../etc/passwd",
-        "verify: there is no backup ../../etc/passwd in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "verify: there is no backup ../../etc/passwd in {home}/abathur.db.backups; the newest are: {id}",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment that is none": Case(
         nothing,
         "restore 2026-13-45",
-        "restore: there is no backup 2026-13-45 in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "restore: there is no backup 2026-13-45 in {home}/abathur.db.backups; the newest are: {id}",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a moment before every backup": Case(
         nothing,
         "restore 1999-12-31T23:59",
-        "restore: there is no backup 1999-12-31T23:59 in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "restore: there is no backup at or before 1999-12-31T23:59 in {home}/abathur.db.backups; the newest are: {id}",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
     "a name with the terminal's own commands in it": Case(
         nothing,
         "verify \033[2Jall",
-        "verify: there is no backup \\x1b[2Jall in {home}/backups; the newest are: {id}",
-        "see them all: abathur-db backups",
+        "verify: there is no backup \\x1b[2Jall in {home}/abathur.db.backups; the newest are: {id}",
+        "see them all: abathur-db backups {home}/abathur.db",
     ),
 }
 
 # --- database files ---------------------------------------------------------------------------------------------
 
-RESTORE = database.RESTORE
+RESTORE = f"{database.RESTORE}: abathur-db restore latest (a database of your own: --database PATH)"
+RESTORE_OWN = f"{database.RESTORE}: abathur-db restore latest --database {{home}}/abathur.db"
 ELSEWHERE = "configure another path for Abathur's database"
-ADAPT = "adapt it with its application's own migration, then deploy again"
+ADAPT = "adapt it with its application's own migration, then run this again"
 MOVE = "move it away (mv {home}/abathur.db {home}/abathur.db.other) or configure another path"
 
 
@@ -398,13 +412,13 @@ DATABASES = {
     "a page overwritten": refused(
         changed(lambda path: overwrite(path, freelist(path) - 40 * 4096, b"\xff" * 4096 * 10)),
         "is corrupt: …; nothing was changed",
-        RESTORE,
+        RESTORE_OWN,
     ),
     "the first pages overwritten": refused(changed(corrupt), "is corrupt: …", RESTORE),
     "the list of free pages overwritten": refused(
         changed(lambda path: overwrite(path, freelist(path), b"\xff" * 4096)),
         "is corrupt: …; nothing was changed",
-        RESTORE,
+        RESTORE_OWN,
     ),
     "a header that names an impossible page size": refused(
         changed(lambda path: overwrite(path, 16, b"\x00\x03")), "is corrupt: file is not a database", RESTORE
@@ -470,13 +484,14 @@ DATABASES = {
         "init",
         "init: {home}/abathur.db is missing, but its backups (1) and kept copies (0) are here; "
         "no empty one was made in its place",
-        "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
+        "restore the newest (abathur-db restore latest --database {home}/abathur.db), "
+        "or begin anew (abathur-db restore fresh --database {home}/abathur.db)",
     ),
     "no database, no backup": Case(
         replaced(lambda _: None),
         "backup",
         "backup: there is no database at {home}/abathur.db",
-        "bring it back (deploy again, or restore a backup), or make a new one: abathur-db init {home}/abathur.db",
+        "bring it back: deploy again, or restore a backup (a new one of your own: abathur-db init PATH)",
     ),
     "a log without its database": refused(
         lambda path: path.with_name("abathur.db-wal").write_bytes(b"committed rows"),
@@ -490,13 +505,13 @@ DATABASES = {
         replaced(changed(lambda path: overwrite(path, freelist(path) - 40 * 4096, b"\xff" * 4096 * 10))),
         "backup",
         "backup: the copy of the database is corrupt: …; no backup was kept",
-        "check the database: abathur-db integrity-check",
+        "check the database: abathur-db integrity-check {home}/abathur.db",
     ),
     "a damaged list of free pages, met by the integrity check": Case(
         replaced(changed(lambda path: overwrite(path, freelist(path), b"\xff" * 4096))),
         "integrity-check",
         "integrity-check: integrity-check failed at integrity_check: expected ok, found …",
-        RESTORE,
+        RESTORE_OWN,
     ),
 }
 
@@ -504,7 +519,7 @@ DATABASES = {
 
 ANOTHER = packing.ANOTHER
 PLANTED = ", which this tool never makes; it was not followed and nothing was changed"
-OTHERS = "see the others: abathur-db backups"
+OTHERS = "see the others: abathur-db backups {home}/abathur.db"
 
 
 def does_not_count(damage: Callable[[Config, str], object], fault: str) -> Case:
@@ -589,23 +604,23 @@ BACKUPS = {
     "a manifest without a field": unreadable(b"{}", "…missing 16 required positional arguments: …"),
     "a manifest of many MB": does_not_count(
         lambda conf, identity: manifest(conf, identity).write_bytes(b" " * (2 << 20)),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json has more than 1048576 bytes"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json has more than 1048576 bytes" + PLANTED,
     ),
     "a symlink as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), lambda path: path.symlink_to("aside")),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is a symbolic link to aside"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is a symbolic link to aside" + PLANTED,
     ),
     "a FIFO as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), fifo),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is not a regular file"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is not a regular file" + PLANTED,
     ),
     "a directory as manifest": does_not_count(
         lambda conf, identity: instead(manifest(conf, identity), Path.mkdir),
-        "its manifest abathur_{id}.json cannot be read: {home}/backups/abathur_{id}.json is not a regular file"
-        + PLANTED,
+        "its manifest abathur_{id}.json cannot be read: "
+        "{home}/abathur.db.backups/abathur_{id}.json is not a regular file" + PLANTED,
     ),
     "a manifest with a field of the future": says(
         "its manifest abathur_{id}.json cannot be read: …got an unexpected keyword argument 'colour'", colour=1

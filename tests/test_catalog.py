@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,15 +42,27 @@ def test_a_moment_means_the_last_backup_at_or_before_it(conf: Config) -> None:
     assert catalog.find(conf, "2026-11-24T01:59:59").id == monday
     assert catalog.find(conf, "2026-11-24 02:00").id == tuesday
     assert catalog.find(conf, "2026-11-24T03:00:00+02:00").id == monday
-    with pytest.raises(Failure, match="there is no backup 2026-11-22"):
+    with pytest.raises(Failure, match="there is no backup at or before 2026-11-22 in"):
         catalog.find(conf, "2026-11-22")
+
+
+def test_there_is_no_latest_backup_where_none_is_verified_and_the_failed_check_of_the_newest_is_named(
+    conf: Config,
+) -> None:
+    for identity in (made(conf), newest := made(conf)):
+        catalog.remember_check(conf, identity, "verify", fault="it is damaged")
+    when = catalog.checks(conf)[newest]["verify"]["time"]
+    said = f"none of 2 backups in {conf.backup_directory} is verified; the newest, {newest}, failed its check at {when}"
+    with pytest.raises(Failure, match=re.escape(said)) as caught:
+        catalog.find(conf, "latest")
+    assert caught.value.hint == f"prove them again: abathur-db verify all --database {conf.database}"
 
 
 def test_an_unknown_backup_is_refused_with_the_ones_there_are(conf: Config) -> None:
     identity = made(conf)
     with pytest.raises(Failure, match=f"there is no backup yesterday in .*; the newest are: {identity}") as caught:
         catalog.find(conf, "yesterday")
-    assert caught.value.hint == "see them all: abathur-db backups"
+    assert caught.value.hint == f"see them all: abathur-db backups {conf.database}"
 
 
 def test_what_is_damaged_does_not_count_and_the_list_names_it(conf: Config) -> None:
@@ -117,6 +130,9 @@ def test_the_newest_verified_backup_may_be_neither_too_old_nor_from_the_future(
 
 def test_no_backup_at_all_is_too_old(conf: Config) -> None:
     assert catalog.age_check(conf).measured == "no verified backup"
+    assert catalog.age_check(conf).hint == f"make one: abathur-db backup {conf.database}"
+    on_a_host = catalog.age_check(replace(conf, owner="abathur")).hint
+    assert on_a_host.startswith("make one: systemctl start abathur-db@backup; see why: journalctl")
 
 
 def test_old_backups_show_their_age_in_days(conf: Config) -> None:

@@ -12,7 +12,7 @@ from abathur_db import database, maintenance, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Result
 from conftest import Cli
-from databases import toml, value
+from databases import application, run, toml, value
 
 CONTRACT = ["command", "ok", "changed", "summary", "checks", "report", "data", "hint"]
 
@@ -39,7 +39,7 @@ def test_a_database_is_made_and_used_from_a_checkout_without_root_or_ansible(cli
     code, output, _ = cli("backup", path, "--json")
     assert (code, json.loads(output)["changed"]) == (0, True)
     made = {each.name for each in path.parent.iterdir()} - {each.name for each in database.sidecars(path)}
-    assert made == {".abathur-db", "abathur.db", "backups"}
+    assert made == {".abathur.db.abathur-db", "abathur.db", "abathur.db.backups"}
 
 
 def test_the_pages_of_a_fleet_need_neither_a_database_nor_a_configuration(
@@ -167,6 +167,43 @@ def test_what_the_system_refuses_is_told_and_recorded_and_no_defect(
     last = runs.recorded(conf.state_directory, "last", "analyze")
     assert last is not None
     assert last["summary"].startswith("/srv/file cannot be written or read: Operation not permitted")
+
+
+OPENS = (
+    "seed",
+    "validate",
+    "status",
+    "report",
+    "backup",
+    "analyze",
+    "vacuum",
+    "checkpoint",
+    "integrity-check",
+    "retain",
+)
+
+
+@pytest.mark.parametrize("made", ["CREATE TABLE x (y)", "PRAGMA user_version = 1; CREATE TABLE x (y)", "other id"])
+def test_another_applications_database_is_refused_by_every_command_and_stays_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, made: str
+) -> None:
+    path = tmp_path / "other.db"
+    if made == "other id":
+        application(path, "PRAGMA application_id = 7")
+        refusal = f"{path} belongs to another application (application_id 0x00000007)"
+    else:
+        run(path, made)
+        refusal = f"{path} holds none of Abathur's tables, so it belongs to another application"
+    before = path.read_bytes()
+    for command in ("init", *OPENS):
+        assert call(capsys, command, path)[2] == (
+            f"{command}: {refusal}\nhint: configure another path for Abathur's database\n"
+        )
+    assert call(capsys, "vacuum", "--convert", path)[0] == Exit.FAILED
+    assert call(capsys, "restore", "fresh", "--database", path)[0] == Exit.FAILED
+    assert f"\ndoctor: {refusal}\n" in f"\n{call(capsys, 'doctor', path)[2]}"
+    assert path.read_bytes() == before
+    assert not path.with_name("other.db.backups").exists()
 
 
 def test_a_failed_check_names_itself_what_was_expected_and_the_next_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 import typing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,17 @@ sound = st.fixed_dictionaries(
         "backup_compression": st.sampled_from(config.CHOICES["backup_compression"]),
     },
 )
+
+
+def test_a_command_in_a_hint_names_a_database_of_ones_own_and_not_that_of_the_host(conf: Config) -> None:
+    own, host = replace(conf, database=Path("/srv/my own/a.db")), replace(conf, owner="abathur")
+    assert own.command("init") == own.bring_up == "abathur-db init '/srv/my own/a.db'"
+    assert own.command("restore", "latest") == "abathur-db restore latest --database '/srv/my own/a.db'"
+    assert own.job("backup") == "abathur-db backup '/srv/my own/a.db'"
+    assert host.command("init") == "abathur-db init"
+    assert host.command("restore", "latest") == "abathur-db restore latest"
+    assert host.job("backup") == "systemctl start abathur-db@backup"
+    assert host.bring_up == "deploy again: ansible-playbook deploy.yml"
 
 
 @given(sound)

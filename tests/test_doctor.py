@@ -16,6 +16,7 @@ import pytest
 from abathur_db import (
     ailments,
     backup,
+    catalog,
     database,
     doctor,
     host,
@@ -301,13 +302,25 @@ def test_a_low_disk_is_told_with_its_numbers(sound: Config) -> None:
     assert found.hint.startswith("du -xhd1 ")
 
 
-def test_a_former_database_that_a_restore_kept_is_what_a_low_disk_can_do_without(sound: Config, cli: Cli) -> None:
-    kept = restore.restore(sound, "fresh").data["kept"]
+def test_a_former_database_on_the_low_disk_is_named_as_evidence_and_no_command_deletes_it(
+    sound: Config, cli: Cli
+) -> None:
+    kept = Path(restore.restore(sound, "fresh").data["kept"])
     found = diagnosis(replace(sound, minimum_free_mb=99_000_000), "disk_1")
-    assert found.hint == f"rm -r {kept}"
-    assert f"{Path(kept).name} is a former database that a restore kept" in found.measured
+    assert found.measured.endswith(
+        f"; former databases kept there, for you to delete when no longer needed: {kept.name}"
+    )
+    assert found.hint == f"du -xhd1 {kept.parent}"
     repaired(found.hint, cli)
-    assert not Path(kept).exists()
+    assert kept.is_dir()
+
+
+def test_a_former_database_on_another_disk_than_the_low_one_is_not_named(
+    sound: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "kept_aside", lambda _: [Path("/proc/self")])
+    found = diagnosis(replace(sound, minimum_free_mb=99_000_000), "disk_1")
+    assert found.measured.endswith(": jobs do not start")
 
 
 def test_the_defect_of_sqlite_is_a_warning_with_the_version(sound: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_checkpoint_that_a_reader_holds_back_says_so_and_how_to_find_it(long_l
     reader.close()
     assert not result.ok
     assert "somebody still reads an older state" in result.summary
-    assert result.hint.endswith("abathur-db doctor")
+    assert result.hint.endswith(f"abathur-db doctor {long_log.database}")
 
 
 def test_vacuum_says_why_it_has_nothing_to_do(conf: Config) -> None:
@@ -128,7 +128,7 @@ def test_vacuum_says_what_the_conversion_of_an_adopted_database_costs_and_does_n
     assert (result.ok, result.changed) == (True, False)
     assert "made without auto_vacuum=INCREMENTAL" in result.summary
     size = host.readable(adopted.database.stat().st_size)
-    assert f"abathur-db vacuum --convert (rewrites {size}, needs" in result.hint
+    assert f"abathur-db vacuum --convert {adopted.database} (rewrites {size}, needs" in result.hint
 
 
 def test_a_conversion_keeps_every_row_and_lets_pages_be_given_back_from_then_on(adopted: Config) -> None:

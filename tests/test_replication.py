@@ -490,7 +490,7 @@ def test_a_moment_is_restored_from_the_nearest_of_backup_and_replica(
         rows(conf.database, 4, "user:3")
         replication.replication(conf)
         last = now()
-    with pytest.raises(Failure, match="there is no backup 2020-01-01 in"):
+    with pytest.raises(Failure, match="there is no backup at or before 2020-01-01 in"):
         restore.restore(conf, "2020-01-01")
     would = restore.restore(conf, before, dry_run=True)
     assert would.summary.startswith("would restore the replica of ")
@@ -522,7 +522,10 @@ def test_a_replica_that_cannot_be_read_is_said_beside_the_backup_to_take_instead
     identity = backup.backup(conf).data["id"]
     with pytest.raises(Failure, match="nothing was changed") as refused:
         restore.restore(conf, "2030-01-01")
-    assert refused.value.hint == f"take the last backup before it: abathur-db restore {identity}"
+    assert (
+        refused.value.hint
+        == f"take the last backup before it: abathur-db restore {identity} --database {conf.database}"
+    )
 
 
 def test_a_moment_that_the_lineage_no_longer_has_is_looked_for_in_the_one_before(

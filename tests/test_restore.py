@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -18,6 +19,7 @@ import pytest
 from abathur_db import backup, database, host, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
+from conftest import Cli
 from databases import ROOT, application, at_work, corrupt, dump, picture, rows, run, value
 
 
@@ -54,6 +56,14 @@ def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Co
     kept = Path(result.data["kept"])
     assert dump(kept / "abathur.db") == now
     assert result.hint == ""
+
+
+def test_a_database_is_never_restored_from_the_backups_of_another_one_beside_it(cli: Cli, conf: Config) -> None:
+    other = conf.database.with_name("other.db")
+    assert [cli(command, path)[0] for command, path in (("backup", conf.database), ("init", other))] == [0, 0]
+    code, _, errors = cli("restore", "latest", "--database", other)
+    assert (code, errors.splitlines()[0].partition(" in ")[0]) == (1, "restore: there is no backup latest")
+    assert count(other, "memory_entries") == 0
 
 
 def test_what_a_restore_loses_is_counted_by_table_before_it_is_done(conf: Config, saved: str) -> None:
@@ -173,7 +183,7 @@ def test_a_file_of_other_origin_is_restored_after_the_same_checks(conf: Config, 
     file.write_bytes(FOREIGN[name](other.read_bytes()))
     result = restore.restore(conf, str(file))
     assert value(conf.database, "SELECT id FROM sessions") == "theirs"
-    assert result.hint == "bring it to this release's schema: abathur-db init"
+    assert result.hint == f"bring it to this release's schema: abathur-db init {conf.database}"
     assert schema.init(conf).data["kind"] == "adopt"
 
 
@@ -200,12 +210,36 @@ def holder(request: pytest.FixtureRequest, conf: Config) -> Iterator[subprocess.
         yield process
 
 
+@pytest.mark.parametrize("name", ["theirs.db", "theirs.db.gz", "theirs.db.zst"])
+def test_a_file_that_may_not_be_read_is_said_to_be_that_and_not_damaged(
+    conf: Config, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, really = tmp_path / name, Path.open
+    theirs.touch()
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == theirs:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(Failure, match=f"{name} cannot be read by root") as caught:
+        restore.restore(conf, str(theirs))
+    assert caught.value.hint == f"give that user access, to the directories above it as well: namei -l {theirs}"
+
+
 def test_a_database_in_use_is_not_replaced_and_the_process_is_named(
     conf: Config, saved: str, holder: subprocess.Popen[bytes]
 ) -> None:
     with pytest.raises(Failure, match=rf"is open in python\S* \(pid {holder.pid}\); nothing was changed") as caught:
         restore.restore(conf, saved)
     assert caught.value.code is Exit.BUSY
+    assert re.fullmatch(
+        rf"stop what uses it \(python\S* \(pid {holder.pid}\)\), then run this again", caught.value.hint
+    )
+    with pytest.raises(Failure) as caught:
+        restore.restore(replace(conf, application_units=["a.service", "b.service"]), saved)
+    assert caught.value.hint == "stop what uses it (systemctl stop a.service b.service), then run this again"
     assert count(conf.database) == 1
 
 
@@ -360,4 +394,7 @@ def test_a_restore_of_an_older_schema_says_how_to_bring_it_up(
 
     later = (*resources.migrations(), resources.Migration(2, "0002_next", "CREATE TABLE next (x);"))
     monkeypatch.setattr(resources, "migrations", lambda: later)
-    assert restore.restore(replace(conf), saved).hint == "bring it to this release's schema: abathur-db init"
+    assert (
+        restore.restore(replace(conf), saved).hint
+        == f"bring it to this release's schema: abathur-db init {conf.database}"
+    )

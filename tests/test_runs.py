@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -41,6 +42,21 @@ def test_a_second_job_gives_up_after_its_wait_and_names_the_holder(
         with runs.locked(tmp_path, "backup", 0.2):
             pytest.fail("two jobs at once")
     assert caught.value.code is Exit.BUSY
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_who_waits_at_a_terminal_is_told_once_for_whom_and_a_journal_is_not(
+    tmp_path: Path,
+    holder: subprocess.Popen[bytes],
+    terminal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with pytest.raises(Failure), runs.locked(tmp_path, "backup", 0.3):
+        pytest.fail("two jobs at once")
+    told = rf"backup waits for vacuum \(pid {holder.pid}, since \S+\), at most 0\.3 s\n" if terminal else ""
+    assert re.fullmatch(told, capsys.readouterr().err)
 
 
 def test_a_job_that_waits_gets_the_lock_when_the_holder_is_killed(

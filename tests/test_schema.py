@@ -82,7 +82,7 @@ def test_an_applications_database_is_adopted_with_every_row_and_extra(conf: Conf
     assert value(conf.database, "PRAGMA user_version") == 1
     assert value(conf.database, "PRAGMA journal_mode") == "wal"
     with database.opened(conf.database, 0) as connection:
-        checks = {check.id: check.ok for check in schema.checks(connection)}
+        checks = {check.id: check.ok for check in schema.checks(conf, connection)}
     assert checks == {"schema_version": True, "tables": True, "columns": True, "indexes": True}
 
 
@@ -141,6 +141,7 @@ def test_a_database_open_to_others_is_closed_to_them(conf: Config) -> None:
     conf.database.chmod(0o644)
     result = schema.init(conf)
     assert (result.data["kind"], result.data["steps"][0]) == ("repair", "close abathur.db to others")
+    assert result.summary == f"closed {conf.database} to others; it is at schema version 1"
     assert stat.S_IMODE(conf.database.stat().st_mode) == 0o600
 
 
@@ -224,7 +225,7 @@ def test_checks_name_what_a_damaged_schema_lacks(conf: Config) -> None:
     schema.init(conf)
     run(conf.database, "DROP INDEX idx_tasks_parent; DROP TABLE metrics", "ALTER TABLE agents DROP COLUMN model")
     with database.opened(conf.database, 0) as connection:
-        found = {check.id: check.measured for check in schema.checks(connection) if not check.ok}
+        found = {check.id: check.measured for check in schema.checks(conf, connection) if not check.ok}
     assert found == {
         "tables": "8 tables, lacking metrics",
         "columns": "table agents lacks column model",

@@ -177,7 +177,7 @@ def test_a_database_out_of_wal_mode_fails_the_status(conf: Config) -> None:
     run(conf.database, "PRAGMA journal_mode = DELETE")
     result = status.status(conf)
     assert results(result)["journal_mode"] is False
-    assert result.hint == "switch it back: abathur-db init"
+    assert result.hint == f"switch it back: abathur-db init {conf.database}"
 
 
 def test_a_write_ahead_log_over_its_limit_fails_the_status(conf: Config) -> None:

@@ -15,11 +15,6 @@ ROUNDS = 20
 """Times each critical query is run; the median is compared with its budget."""
 
 
-def command(config: Config, name: str) -> str:
-    """Return a command of the tool for this database: a host's is configured, one of one's own is named."""
-    return f"abathur-db {name}" if config.owner else f"abathur-db {name} {shlex.quote(str(config.database))}"
-
-
 def sql(config: Config, statement: str) -> str:
     """Return a command that runs one statement as the owner, with nothing installed but Python."""
     opened = f"sqlite3.connect({str(config.database)!r}, isolation_level=None)"
@@ -42,12 +37,17 @@ def locked(config: Config) -> bool:
 
 
 def examine(config: Config) -> list[Check]:
-    """Look at the database, read only. Raises Failure when it cannot be opened, BUSY when it is locked."""
+    """Look at the database, read only.
+
+    Raises Failure when it cannot be opened or is another application's, BUSY when it is locked.
+    """
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         checks = [_journal_mode(config, connection), _damage(config, connection)]
         if not checks[-1].ok:
             # Nothing that is read from a damaged file can be relied on.
             return checks
+        if refusal := schema.stranger(connection, config.database):
+            raise refusal
         drift = _schema(config, connection)
         checks += [*drift, _foreign_keys(config, connection)]
         lost_tables = any(not check.ok and check.id == "tables" for check in drift)
@@ -57,26 +57,21 @@ def examine(config: Config) -> list[Check]:
 def _journal_mode(config: Config, connection: sqlite3.Connection) -> Check:
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     said = "WAL" if mode == "wal" else f"WAL is off: the journal mode is {mode}, readers and writers stop each other"
-    return Check("journal_mode", mode == "wal", "wal", said, command(config, "init"))
+    return Check("journal_mode", mode == "wal", "wal", said, config.command("init"))
 
 
 def _damage(config: Config, connection: sqlite3.Connection) -> Check:
     found = database.problems(connection)
     said = f"the database is damaged: {found[0]}" if found else "SQLite finds no damage"
-    return Check("damage", not found, "no damage", said, _restore(config))
-
-
-def _restore(config: Config) -> str:
-    named = "" if config.owner else f" --database {shlex.quote(str(config.database))}"
-    return f"abathur-db restore latest{named}"
+    return Check("damage", not found, "no damage", said, config.command("restore", "latest"))
 
 
 def _schema(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Compare with sql/migrations; a column that differs is for its application to mend."""
     checks = []
-    for check in schema.checks(connection):
+    for check in schema.checks(config, connection):
         said = check.measured if check.ok else f"the schema differs: {check.measured}"
-        repair = f"{_restore(config)} --dry-run" if check.id == "columns" else command(config, "init")
+        repair = f"{config.command('restore', 'latest')} --dry-run" if check.id == "columns" else config.command("init")
         checks.append(Check(check.id, check.ok, check.expected, said, repair))
     return checks
 
@@ -104,16 +99,16 @@ def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Check that each critical query is a search by an index, and time it on the database as it is."""
     parameters = latency.samples(connection)
     checks = []
-    for query, plan in zip(resources.queries(), rehearsal.plans(connection), strict=True):
+    for query, plan in zip(resources.queries(), rehearsal.plans(config, connection), strict=True):
         milliseconds = _median(connection, query.sql, parameters[query.name])
         measured = f"{milliseconds:.1f} ms, budget {query.budget_ms:g} ms"
         if not plan.ok:
             said, repair = (
                 f"{query.name} lacks its index {query.index} ({plan.measured}): {measured}",
-                command(config, "init"),
+                config.command("init"),
             )
         elif milliseconds > query.budget_ms:
-            said, repair = f"{query.name} is slow though it uses its index: {measured}", command(config, "analyze")
+            said, repair = f"{query.name} is slow though it uses its index: {measured}", config.command("analyze")
         else:
             said, repair = measured, ""
         checks.append(Check(f"query_{query.name}", not repair, plan.expected, said, repair))

@@ -47,7 +47,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
             else:
                 handover.copy_whole(handed, plain)
                 host.require_free(config.backup_directory, needed, "a backup")
-            facts = _facts(plain, full=config.backup_check == "full")
+            facts = _facts(config, plain, full=config.backup_check == "full")
             facts |= packing.pack(plain, packed, config.backup_compression)
         identity = _identity(config, stamp)
         kept = Manifest(
@@ -88,7 +88,7 @@ def prune(config: Config, dry_run: bool = False) -> Result:
     return retention.prune(config, never=release.spared(config), dry_run=dry_run)
 
 
-def _facts(plain: Path, *, full: bool) -> dict[str, Any]:
+def _facts(config: Config, plain: Path, *, full: bool) -> dict[str, Any]:
     """Check a closed copy and return what its manifest says of its content.
 
     Raises Failure when SQLite finds a fault in it.
@@ -97,7 +97,7 @@ def _facts(plain: Path, *, full: bool) -> dict[str, Any]:
         if found := database.problems(copy, full=full):
             raise Failure(
                 f"the copy of the database is corrupt: {found[0]}; no backup was kept",
-                "check the database: abathur-db integrity-check",
+                f"check the database: {config.command('integrity-check')}",
             )
         return {
             "user_version": database.pragma(copy, "user_version"),

@@ -173,18 +173,33 @@ def find(config: Config, wanted: str) -> Manifest:
         if each.id == identity:
             if each.sound:
                 return each.sound
-            raise Failure(f"backup {each.id} does not count: {each.fault}", "see the others: abathur-db backups")
+            raise Failure(
+                f"backup {each.id} does not count: {each.fault}", f"see the others: {config.command('backups')}"
+            )
     sound = [each.sound for each in found if each.sound]
     if wanted == "latest":
-        newest = newest_verified(config)
-        if newest:
+        if newest := newest_verified(config):
             return newest
+        if sound:
+            raise _none_verified(config, sound)
     elif (at := moment(wanted)) and (nearest := before(config, at)):
         return nearest
     names = ", ".join(each.id for each in sound[:5]) or "none"
+    wanted = f"at or before {wanted}" if moment(wanted) else wanted
     raise Failure(
         f"there is no backup {wanted} in {config.backup_directory}; the newest are: {names}",
-        "see them all: abathur-db backups",
+        f"see them all: {config.command('backups')}",
+    )
+
+
+def _none_verified(config: Config, sound: list[Manifest]) -> Failure:
+    newest = sound[0].id
+    known = checks(config)[newest]
+    last = max((str(known[kind]["time"]) for kind in ("verify", "drill") if kind in known), default="some time")
+    return Failure(
+        f"none of {counted(len(sound), 'backup')} in {config.backup_directory} is verified; "
+        f"the newest, {newest}, failed its check at {last}",
+        f"prove them again: {config.command('verify', 'all')}",
     )
 
 
@@ -257,7 +272,8 @@ def age_check(config: Config) -> Check:
         hours is not None and -1 <= hours <= limit,
         f"a verified backup of the last {limit} h",
         measured,
-        "make one: systemctl start abathur-db@backup; see why: journalctl -u abathur-db@backup -n 50",
+        f"make one: {config.job('backup')}"
+        + ("; see why: journalctl -u abathur-db@backup -n 50" if config.owner else ""),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from abathur_db import __version__, config, host, replica, resources, runs
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result
+from abathur_db.result import Exit, Failure, Result, printable
 
 CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
 """Environment variable with the text of a configuration, for a host that has no file yet."""
@@ -35,7 +35,8 @@ class Command:
     the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
     that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
     backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
-    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own.
+    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own. `takes_database`:
+    False for what concerns the host and not a file.
     `configured`: False for what works without a database or a host. `positional`: an argument in the
     place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
     """
@@ -199,6 +200,7 @@ COMMANDS = {
         "failover:fence",
         "stop all that writes on this host, and keep it from starting",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
         arguments=(
@@ -212,6 +214,7 @@ COMMANDS = {
         "failover:promote",
         "make a standby the primary",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
         arguments=(
@@ -225,6 +228,7 @@ COMMANDS = {
         "failover:rejoin",
         "make a former primary ready to be a standby, keeping its database aside",
         runs_as=CALLER,
+        takes_database=False,
         dry_run=True,
         recorded=True,
     ),
@@ -310,11 +314,13 @@ def parser() -> argparse.ArgumentParser:
         if command.positional:
             argument, described = command.positional
             sub.add_argument(argument, **described)
+        # One or the other: a database of one's own is not configured.
+        which = sub.add_mutually_exclusive_group()
         if command.positional and command.takes_database:
-            sub.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
+            which.add_argument("--database", type=Path, help="a database of one's own; default: the host's")
         elif command.takes_database:
-            sub.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
-        sub.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
+            which.add_argument("database", nargs="?", type=Path, help="a database of one's own; default: the host's")
+        which.add_argument("--config", type=Path, default=config.DEFAULT_PATH, help="default: %(default)s")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         if command.dry_run:
             sub.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
@@ -370,6 +376,9 @@ def _run(options: argparse.Namespace) -> Result:
             if prepare:
                 passed["handed"] = _function(prepare)(settings)
                 host.become(user)
+            # As the database's owner alone: root opens nothing of the application's user.
+            if command.takes_database and command.runs_as is not CALLER and user == settings.owner:
+                _function("schema:refuse_stranger")(settings)
             with lock if command.lock and changes else nullcontext():
                 result = function(settings, **passed)
     except Failure as failure:
@@ -444,16 +453,8 @@ def _print(result: Result, as_json: bool) -> None:
         print(json.dumps(result.as_dict()))
         return
     for line in result.report():
-        print(_printable(line))
+        print(printable(line))
     stream = sys.stdout if result.ok else sys.stderr
-    print(_printable(f"{result.command}: {result.summary}"), file=stream)
+    print(printable(f"{result.command}: {result.summary}"), file=stream)
     if result.hint:
-        print(_printable(f"hint: {result.hint}"), file=stream)
-
-
-def _printable(line: str) -> str:
-    """Return a line with control characters spelt out: names in a database and on a disk can hold any.
-
-    A terminal would obey them, and a journal would show a line that nobody said.
-    """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+        print(printable(f"hint: {result.hint}"), file=stream)

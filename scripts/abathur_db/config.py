@@ -7,6 +7,7 @@ development.toml beside this file.
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 import typing
 from dataclasses import dataclass, fields, replace
@@ -75,6 +76,25 @@ class Config:
         """Where the owner leaves a copy of the database for the user that owns the backups."""
         return self.state_directory / "handover"
 
+    def command(self, name: str, argument: str = "") -> str:
+        """Return a command of the tool for this database, as hints name it: a host's own needs no path.
+
+        `argument`: one in the place of the database, which is then named with --database.
+        """
+        given = f"abathur-db {name} {argument}".rstrip()
+        if self.owner:
+            return given
+        return f"{given} {'--database ' if argument else ''}{shlex.quote(str(self.database))}"
+
+    def job(self, name: str) -> str:
+        """Return the command that does a job now: on a host through its unit."""
+        return f"systemctl start abathur-db@{name}" if self.owner else self.command(name)
+
+    @property
+    def bring_up(self) -> str:
+        """What creates whatever a database lacks and migrates it: a deploy of its host, or init."""
+        return "deploy again: ansible-playbook deploy.yml" if self.owner else self.command("init")
+
     def records(self, command: str) -> Path:
         """Return where the runs of a command are recorded: those of the backups' own user out of the owner's reach."""
         if self.backup_owner and command in BY_BACKUP_OWNER:
@@ -135,14 +155,15 @@ def parse(text: str, origin: str) -> Config:
 
 
 def development(text: str, database: Path) -> Config:
-    """Return the development profile (its TOML text) for one database file, everything beside it."""
-    home = database.absolute().parent
+    """Return the development profile (its TOML text) for one database file, everything beside it under its name."""
+    database = database.absolute()
+    state = database.with_name(f".{database.name}.abathur-db")
     return replace(
         parse(text, DEVELOPMENT),
-        database=database.absolute(),
-        backup_directory=home / "backups",
-        state_directory=home / ".abathur-db",
-        install_directory=home / ".abathur-db",
+        database=database,
+        backup_directory=database.with_name(f"{database.name}.backups"),
+        state_directory=state,
+        install_directory=state,
     )
 
 

@@ -23,8 +23,8 @@ SIDECARS = ("-wal", "-shm")
 STEP_BYTES = 16 << 20
 """Bytes that a snapshot copies between two reports of its progress."""
 
-RESTORE = "restore the newest backup, which keeps what is there aside: abathur-db restore latest"
-"""The next step wherever a database is found corrupt."""
+RESTORE = "restore the newest backup, which keeps what is there aside"
+"""The next step wherever a database is found corrupt, without its command."""
 
 
 def sidecars(path: Path) -> list[Path]:
@@ -122,7 +122,7 @@ def require(path: Path) -> None:
     if not exists(path):
         raise Failure(
             f"there is no database at {path}",
-            f"bring it back (deploy again, or restore a backup), or make a new one: abathur-db init {path}",
+            "bring it back: deploy again, or restore a backup (a new one of your own: abathur-db init PATH)",
         )
 
 
@@ -373,7 +373,7 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise Failure(
                 f"{path} is corrupt: {error}",
-                RESTORE,
+                f"{RESTORE}: abathur-db restore latest (a database of your own: --database PATH)",
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error

@@ -12,7 +12,6 @@ import sqlite3
 import stat
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from abathur_db import (
@@ -87,7 +86,7 @@ def _files(config: Config) -> list[Check]:
             True,
             "nothing for other users",
             modes or "closed to other users",
-            ailments.command(config, "init"),
+            config.command("init"),
             warning=bool(open_to_others),
         ),
     ]
@@ -152,7 +151,7 @@ def _wal(config: Config) -> Check:
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
-    checkpoint = ailments.command(config, "checkpoint")
+    checkpoint = config.command("checkpoint")
     repair = processes.repair(behind[0].pid, _units(config)) if behind else checkpoint
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
@@ -164,9 +163,6 @@ def _wal(config: Config) -> Check:
 def _disks(config: Config) -> list[Check]:
     """Check the free space of each file system that the bundle writes to."""
     checks, seen = [], set()
-    kept = catalog.kept_aside(config)
-    stopped = ": jobs do not start"
-    stopped += f"; {kept[0].name} is a former database that a restore kept" if kept else ""
     for path in (config.database, config.backup_directory, config.state_directory):
         there = host.existing(path)
         device = os.stat(there).st_dev
@@ -177,22 +173,21 @@ def _disks(config: Config) -> list[Check]:
         free, whole = space.f_bavail * space.f_frsize, max(space.f_blocks * space.f_frsize, 1)
         percent = 100 * free / whole
         good = free >= config.minimum_free_mb * host.MB
+        # Evidence only: what was kept may be the only copy of rows, so whether it goes is for people to say.
+        kept = ", ".join(each.name for each in catalog.kept_aside(config) if each.stat().st_dev == device)
+        stopped = ": jobs do not start"
+        stopped += f"; former databases kept there, for you to delete when no longer needed: {kept}" if kept else ""
         checks.append(
             Check(
                 f"disk_{len(seen)}",
                 good,
                 f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
                 f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
-                _reclaim(kept, there),
+                f"du -xhd1 {shlex.quote(str(there if there.is_dir() else there.parent))}",
                 warning=good and percent < DISK_ALARM_PERCENT,
             )
         )
     return checks
-
-
-def _reclaim(kept: list[Path], there: Path) -> str:
-    # Made by restores, kept until somebody deletes them; backups are pruned by their own rules.
-    return f"rm -r {shlex.quote(str(kept[0]))}" if kept else f"du -xhd1 {shlex.quote(str(there))}"
 
 
 def _jobs(config: Config) -> list[Check]:

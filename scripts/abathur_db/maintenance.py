@@ -68,7 +68,7 @@ def vacuum(config: Config, convert: bool = False, dry_run: bool = False) -> Resu
             f"skipped: the database was made without auto_vacuum=INCREMENTAL; {free} pages ({percent:.0f} %) stay free",
             data=data,
             hint="new rows use free pages again, nothing has to be done; to convert it once, with the application "
-            f"stopped: abathur-db vacuum --convert ({cost})",
+            f"stopped: {config.command('vacuum --convert')} ({cost})",
         )
     if percent < config.vacuum_minimum_percent:
         return Result(
@@ -133,7 +133,7 @@ def checkpoint(config: Config, dry_run: bool = False) -> Result:
         whole,
         "the whole write-ahead log moved into the database",
         "moved" if whole else "a part; somebody still reads an older state",
-        "see who, and let it finish: abathur-db doctor",
+        f"see who, and let it finish: {config.command('doctor')}",
     )
     summary, hint = summarize("checkpoint", [check])
     if whole:
@@ -154,7 +154,7 @@ def _convert(config: Config, size: int, data: dict[str, int], dry_run: bool) -> 
         return Result("vacuum", f"would rewrite {host.readable(size)}", changed=True, data=data)
     # The rewritten copy, the same through the write-ahead log, and the file itself (schema facts, trap 10).
     host.require_free(config.database, 3 * size + config.minimum_free_mb * host.MB, "converting the database")
-    with restore.alone(config.database):
+    with restore.alone(config.database, config.application_units):
         pass
     guarded.directory(config.scratch_directory)
     os.environ["SQLITE_TMPDIR"] = str(config.scratch_directory)
@@ -185,7 +185,7 @@ def integrity_check(config: Config, dry_run: bool = False) -> Result:
                 not found,
                 "ok",
                 found[0] if found else "ok",
-                database.RESTORE,
+                f"{database.RESTORE}: {config.command('restore', 'latest')}",
             )
         ]
         if not found:

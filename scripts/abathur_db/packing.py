@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from abathur_db import host, progress
+from abathur_db import database, host, progress
 from abathur_db.result import Failure
 
 CHUNK = 1 << 20
@@ -25,7 +26,7 @@ FLUSH = 2 << 20
 LEVEL = "-1"
 """Of zstd: 9 % larger than its usual -3 on JSON rows, for 20 % less of the processor (README, Measured)."""
 
-ANOTHER = "take another one: abathur-db backups"
+ANOTHER = "take another one: abathur-db backups (of a database of your own: abathur-db backups PATH)"
 """The next step wherever a backup is found damaged."""
 
 
@@ -188,6 +189,17 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             raise Failure(f"{path.name} cannot be unpacked: {error}", ANOTHER) from None
 
 
+def _require_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        user = database.user_name(os.geteuid())
+        raise Failure(
+            f"{path} cannot be read by {user}",
+            f"give that user access, to the directories above it as well: namei -l {shlex.quote(str(path))}",
+        ) from None
+
+
 def unpack(source: Path, target: Path, limit: int) -> str:
     """Write the plain bytes of a backup file to a new file `target`; return their SHA-256.
 
@@ -196,6 +208,7 @@ def unpack(source: Path, target: Path, limit: int) -> str:
     """
     digest, written = hashlib.sha256(), 0
     try:
+        _require_readable(source)
         with target.open("xb") as out, progress.shown("unpack", limit) as update, _unpacked(source) as stream:
             while chunk := stream.read(CHUNK):
                 written += len(chunk)

@@ -7,8 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from abathur_db.result import printable
+
 JOURNAL_SECONDS = 60
 """Outside a terminal nothing is said in the first minute, then a line each minute."""
+
+
+def note(line: str) -> None:
+    """Say something in passing to whoever watches at a terminal; a journal stays quiet."""
+    if sys.stderr.isatty():
+        print(printable(line), file=sys.stderr)
 
 
 def _meter(label: str, total: int) -> Any:

@@ -86,7 +86,7 @@ def verify(config: Config, which: str) -> Result:
     """
     wanted = catalog.entries(config) if which == "all" else [catalog.Entry.of(catalog.find(config, which))]
     if not wanted:
-        raise Failure(f"there is no backup in {config.backup_directory}", "make one: systemctl start abathur-db@backup")
+        raise Failure(f"there is no backup in {config.backup_directory}", f"make one: {config.job('backup')}")
     checks = []
     for each in wanted:
         fault = each.fault
@@ -100,7 +100,7 @@ def verify(config: Config, which: str) -> Result:
                     continue
                 fault = str(failure)
             catalog.remember_check(config, each.id, "verify", fault=fault)
-        hint = "it will not be restored; keep a good one: abathur-db backup"
+        hint = f"it will not be restored; keep a good one: {config.command('backup')}"
         checks.append(
             Check(each.id, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
         )
@@ -134,7 +134,7 @@ def drill(config: Config) -> Result:
         not fault,
         "the newest backup restores, passes its checks and answers queries",
         fault or f"{newest.id}: {counted(sum(newest.rows.values()), 'row')} in {seconds:.1f} s",
-        "make a new one and look at the older ones: abathur-db backup; abathur-db verify all",
+        f"make a new one and look at the older ones: {config.command('backup')}; {config.command('verify', 'all')}",
     )
     # Only now: a backup that has just failed is not the newest verified one any more.
     checks = [restored, _age_check(config)]

@@ -38,13 +38,13 @@ def rehearse(config: Config, clone: Path) -> tuple[list[Check], list[dict[str, A
     """Do an application's work on the clone; return the checks and the latencies measured."""
     with database.opened(clone, config.busy_timeout_ms) as connection:
         database.enable_wal(connection, clone)
-        checks = [*operations(connection), *refusals(connection), *plans(connection)]
+        checks = [*operations(config, connection), *refusals(connection), *plans(config, connection)]
         parameters = latency.samples(connection)
     loads = [_load(config, clone, parameters, sessions) for sessions in config.validation_sessions]
     return checks + [check for check, _ in loads], [row for _, rows in loads for row in rows]
 
 
-def operations(connection: sqlite3.Connection) -> list[Check]:
+def operations(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Create a session and a memory, and find both operations in the audit trail."""
     mark = f"validation:{uuid.uuid4()}"
     with database.transaction(connection):
@@ -77,7 +77,7 @@ def operations(connection: sqlite3.Connection) -> list[Check]:
         (mark,),
     ).fetchall()
     wanted = [("session_create", None), ("memory_create", mark)]
-    hint = "compare the schema: abathur-db status; restore the newest backup if rows are lost"
+    hint = f"compare the schema: {config.command('status')}; restore the newest backup if rows are lost"
     return [
         Check("create_session", session == ("created",), "a row in status created", _shown(session), hint),
         Check("create_memory", value == ("dark",), "the value written", _shown(value), hint),
@@ -120,9 +120,10 @@ def _accepts(connection: sqlite3.Connection, statement: str) -> bool:
     return True
 
 
-def plans(connection: sqlite3.Connection) -> list[Check]:
+def plans(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Ask SQLite how it would run each critical query: by an index, without a scan, without a sort."""
     checks = []
+    again = f"create the index again ({config.command('init')}), then refresh statistics ({config.command('analyze')})"
     for query in resources.queries():
         plan = latency.plan(connection, query)
         good = latency.indexed(plan)
@@ -132,9 +133,7 @@ def plans(connection: sqlite3.Connection) -> list[Check]:
                 good,
                 f"a search by {query.index}",
                 plan,
-                "create the index again (abathur-db init), then refresh statistics (abathur-db analyze)"
-                if not good
-                else f"another index than {query.index} serves it; nothing has to be done",
+                again if not good else f"another index than {query.index} serves it; nothing has to be done",
                 warning=good and query.index not in plan,
             )
         )
@@ -164,13 +163,14 @@ def _load(
         if load.milliseconds[query.name]
     ]
     fault = f"{counted(len(load.errors), 'error')}, first: {load.errors[0]}" if load.errors else "; ".join(slow)
-    quiet = "run it again on a quiet host: abathur-db validate; then refresh statistics: abathur-db analyze"
+    quiet = f"run it again on a quiet host: {config.command('validate')}; then refresh statistics: "
+    quiet += config.command("analyze")
     check = Check(
         f"latency_{sessions}_sessions",
         not fault and bool(rows),
         f"no error, p50 within each query's budget, p99 under {config.validation_p99_ms} ms",
         fault or (f"worst p99 {load.p99:.1f} ms" if rows else "nothing measured"),
-        "see what is wrong with the host, then run it again: abathur-db doctor" if load.errors else quiet,
+        f"see what is wrong with the host, then run it again: {config.command('doctor')}" if load.errors else quiet,
     )
     return check, rows
 

@@ -140,7 +140,7 @@ def write_page(target: Path, text: str) -> None:
         user = database.user_name(os.geteuid())
         raise Failure(
             f"{target} cannot be written by {user}: {error.strerror}",
-            "name a file where that user may write: abathur-db report --output PATH",
+            "name a file where that user may write, with --output PATH",
         ) from None
 
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
                 "to go back all the same (the database of now is kept aside): "
                 "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_lose_rows=true",
             )
-        with alone(config.database):
+        with alone(config.database, config.application_units):
             data["kept"] = _swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
     behind = schema.plan(config).steps
@@ -65,7 +65,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
         f"restored {name}; {lost['sentence']}{kept}",
         changed=True,
         data=data,
-        hint="bring it to this release's schema: abathur-db init" if behind else hint,
+        hint=f"bring it to this release's schema: {config.command('init')}" if behind else hint,
     )
 
 
@@ -125,7 +125,7 @@ def _nearer(config: Config, source: str) -> replica.Point | None:
     try:
         point = replica.point(config, settings, at)
     except Failure as failure:
-        instead = f"take the last backup before it: abathur-db restore {backup.id}" if backup else failure.hint
+        instead = f"take the last backup before it: {config.command('restore', backup.id)}" if backup else failure.hint
         raise Failure(f"{failure}; nothing was changed", instead, failure.code) from None
     return point if point and (backup is None or point.moment > backup.moment) else None
 
@@ -188,10 +188,10 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, units: Sequence[str] = ()) -> Iterator[None]:
     """Prove that no process has the database open, and keep SQLite's locks on it meanwhile.
 
-    Raises Failure (BUSY), naming the processes.
+    `units`: the application's. Raises Failure (BUSY), naming the processes, and what to stop.
     """
     with ExitStack() as stack:
         for each, start, length in ((path, *DATABASE_LOCKS), (database.sidecars(path)[1], *SHM_LOCKS)):
@@ -204,28 +204,29 @@ def alone(path: Path) -> Iterator[None]:
                     f"{each} cannot be opened: {error.strerror}; nothing was changed", f"look at it: ls -ld {each}"
                 ) from None
             stack.callback(os.close, descriptor)
-            _lock(path, descriptor, start, length)
+            _lock(path, units, descriptor, start, length)
         if holders := host.processes_with(path, *database.sidecars(path)):
-            raise _open_elsewhere(path, holders)
+            raise _open_elsewhere(path, units, holders)
         yield
 
 
-def _lock(path: Path, descriptor: int, start: int, length: int) -> None:
+def _lock(path: Path, units: Sequence[str], descriptor: int, start: int, length: int) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except (BlockingIOError, PermissionError):
         wanted = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
         # Tells the holder, also one of another user.
         answer = struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
-        raise _open_elsewhere(path, [host.process_name(answer[4])]) from None
+        raise _open_elsewhere(path, units, [host.process_name(answer[4])]) from None
 
 
-def _open_elsewhere(path: Path, holders: list[str]) -> Failure:
-    units = ["abathur.service"] if not all(each.startswith("litestream") for each in holders) else []
-    units += [replica.UNIT] if any(each.startswith("litestream") for each in holders) else []
+def _open_elsewhere(path: Path, units: Sequence[str], holders: list[str]) -> Failure:
+    others = [each for each in holders if not each.startswith("litestream")]
+    stops = [f"systemctl stop {' '.join(units)}"] if others and units else others
+    stops += [f"systemctl stop {replica.UNIT}"] if len(others) < len(holders) else []
     return Failure(
         f"{path} is open in {', '.join(holders)}; nothing was changed",
-        f"stop what uses it (systemctl stop {' '.join(units)}), then run this again",
+        f"stop what uses it ({'; '.join(stops)}), then run this again",
         Exit.BUSY,
     )
 

@@ -105,6 +105,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def printable(line: str) -> str:
+    """Return a line with control characters spelt out: names in a database and on a disk can hold any.
+
+    A terminal would obey them, and a journal would show a line that nobody said.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 def summarize(command: str, checks: list[Check]) -> tuple[str, str]:
     """Return the sentence and the hint for a list of checks: the first failure names itself."""
     failed = [check for check in checks if not check.ok]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host
+from abathur_db import database, guarded, host, progress
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
@@ -138,8 +138,10 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
     """Hold the one lock that all commands which change something share.
 
     The kernel frees it when the holder dies, so it never has to be cleared by hand.
+    Who waits at a terminal is told for whom; a journal stays quiet.
     Raises Failure (BUSY), naming the holder, after `wait_seconds`; Failure when there can be no lock.
     """
+    told = False
     deadline = time.monotonic() + wait_seconds
     with _lock_file(state_directory) as descriptor:
         while holder := _take(descriptor, command):
@@ -149,6 +151,9 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
                     "let it finish and run this again; watch it: journalctl -f -u 'abathur-db@*'",
                     Exit.BUSY,
                 )
+            if not told:
+                progress.note(f"{command} waits for {holder}, at most {wait_seconds:g} s")
+                told = True
             time.sleep(0.1)
         yield
 

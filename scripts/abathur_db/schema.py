@@ -6,6 +6,7 @@ real one has to have at least the same tables, columns and indexes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from dataclasses import dataclass, field
@@ -168,37 +169,55 @@ def _refuse_to_bury(config: Config) -> None:
         raise Failure(
             f"{config.database} is missing, but its backups ({there[0]}) and kept copies ({there[1]}) are here; "
             "no empty one was made in its place",
-            "restore the newest (abathur-db restore latest), or begin anew (abathur-db restore fresh)",
+            f"restore the newest ({config.command('restore', 'latest')}), or begin anew "
+            f"({config.command('restore', 'fresh')})",
         )
+
+
+def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
+    """Return the refusal of an open database that is another application's, None for one that is or may become ours."""
+    ours = expected(latest())
+    found = describe(connection, only=set(ours.tables))
+    identity = found.application_id
+    if identity == ours.application_id or (identity == 0 and found.tables):
+        return None
+    said = f"{path} belongs to another application (application_id {identity:#010x})"
+    if identity == 0:
+        said = f"{path} holds none of Abathur's tables, so it belongs to another application"
+    return Failure(said, "configure another path for Abathur's database")
+
+
+def refuse_stranger(config: Config) -> None:
+    """Raise Failure when the configured database is another application's.
+
+    What is absent, damaged or locked is told by the command that needs it, or mends it.
+    """
+    refusal = None
+    path, wait = config.database, config.busy_timeout_ms
+    with contextlib.suppress(Failure), database.opened(path, wait, read_only=True) as connection:
+        refusal = stranger(connection, path)
+    if refusal:
+        raise refusal
 
 
 def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     """Return what init would do to an open database. Raises Failure when it is not one of this schema."""
-    wanted = expected(1)
     found = describe(connection, only=set(expected(latest()).tables))
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     steps = [] if mode == "wal" else [f"switch the journal mode from {mode} to wal"]
-    if found.application_id not in (0, wanted.application_id):
-        raise Failure(
-            f"{path} belongs to another application (application_id {found.application_id:#010x})",
-            "configure another path for Abathur's database",
-        )
+    if refusal := stranger(connection, path):
+        raise refusal
     if found.version > latest():
         raise Failure(
             f"{path} has schema version {found.version}, newer than this tool, which knows {latest()}",
             "deploy a release of at least that version",
         )
     adopt = found.version == 0
-    if adopt and not found.tables:
-        raise Failure(
-            f"{path} holds none of Abathur's tables, so it belongs to another application",
-            "configure another path for Abathur's database",
-        )
     absent, wrong = missing(expected(max(found.version, 1)), found)
     if wrong:
         raise Failure(
             f"{path} is not of this schema: {'; '.join(wrong)}",
-            "adapt it with its application's own migration, then deploy again",
+            "adapt it with its application's own migration, then run this again",
         )
     if adopt:
         steps.append("adopt the existing database as schema version 1, keeping every row")
@@ -232,8 +251,9 @@ def init(config: Config, dry_run: bool = False) -> Result:
             _bring_up(config)
         for each in database.open_to_others(config.database):
             each.chmod(0o600)
-    done = {"create": "created", "adopt": "adopted", "migrate": "migrated", "repair": "repaired"}[todo.kind]
-    return Result("init", f"{done} {config.database} at schema version {latest()}", changed=True, data=data)
+    done = {"create": "created {} at", "adopt": "adopted {} at", "migrate": "migrated {} to"}
+    said = done.get(todo.kind, "closed {} to others; it is at").format(config.database)
+    return Result("init", f"{said} schema version {latest()}", changed=True, data=data)
 
 
 def _create(path: Path) -> None:
@@ -263,7 +283,7 @@ def _bring_up(config: Config) -> None:
         if found := database.problems(connection):
             raise Failure(
                 f"{config.database} is corrupt: {found[0]}; nothing was changed",
-                database.RESTORE,
+                f"{database.RESTORE}: {config.command('restore', 'latest')}",
             )
         database.enable_wal(connection, config.database)
         version = database.pragma(connection, "user_version")
@@ -300,7 +320,7 @@ def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> No
         ) from error
 
 
-def checks(connection: sqlite3.Connection) -> list[Check]:
+def checks(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Compare a database with what this tool expects: version, tables and columns, indexes."""
     wanted = expected(latest())
     found = describe(connection, only=set(wanted.tables))
@@ -309,11 +329,16 @@ def checks(connection: sqlite3.Connection) -> list[Check]:
     lost_indexes = sorted(_subject(statement) for statement in absent if "INDEX" in statement.split("(")[0])
     bad_columns = [each for each in wrong if not each.startswith("index ")]
     bad_indexes = [each for each in wrong if each.startswith("index ")]
-    fix = "deploy again: ansible-playbook deploy.yml (creates what is absent), or abathur-db init"
     count = len(found.indexes)
     return [
-        Check("schema_version", found.version == latest(), str(latest()), str(found.version), fix),
-        Check("tables", not lost_tables, f"{len(wanted.tables)} tables", _found(found.tables, lost_tables), fix),
+        Check("schema_version", found.version == latest(), str(latest()), str(found.version), config.bring_up),
+        Check(
+            "tables",
+            not lost_tables,
+            f"{len(wanted.tables)} tables",
+            _found(found.tables, lost_tables),
+            config.bring_up,
+        ),
         Check(
             "columns",
             not bad_columns,
@@ -327,7 +352,7 @@ def checks(connection: sqlite3.Connection) -> list[Check]:
             not lost_indexes and not bad_indexes and count >= 30,
             "30 or more, every expected one",
             "; ".join([*bad_indexes, *(f"{each} is absent" for each in lost_indexes)]) or f"{count}",
-            fix,
+            config.bring_up,
         ),
     ]
 

@@ -150,19 +150,19 @@ def _database(config: Config, data: dict[str, Any]) -> Check:
         data["schema_version"] == known,
         f"schema version {known}",
         f"schema version {data['schema_version']}, {host.readable(data['database_bytes'])}",
-        "deploy again: ansible-playbook deploy.yml",
+        config.bring_up,
     )
 
 
 def _wal(config: Config, data: dict[str, Any]) -> list[Check]:
     if "journal_mode" not in data:
         return []
-    return [journal_mode(data["journal_mode"]), wal_size(config, data["wal_bytes"])]
+    return [journal_mode(config, data["journal_mode"]), wal_size(config, data["wal_bytes"])]
 
 
-def journal_mode(mode: str) -> Check:
+def journal_mode(config: Config, mode: str) -> Check:
     """Check that the database is in WAL mode."""
-    return Check("journal_mode", mode == "wal", "wal", mode, "switch it back: abathur-db init")
+    return Check("journal_mode", mode == "wal", "wal", mode, f"switch it back: {config.command('init')}")
 
 
 def wal_size(config: Config, size: int) -> Check:
@@ -172,7 +172,7 @@ def wal_size(config: Config, size: int) -> Check:
         size <= config.wal_limit_mb * host.MB,
         f"at most {config.wal_limit_mb} MB",
         host.readable(size),
-        "move it into the database: abathur-db checkpoint",
+        f"move it into the database: {config.command('checkpoint')}",
     )
 
 

@@ -19,9 +19,9 @@ def validate(config: Config, jobs: list[str]) -> Result:
     Raises Failure when the database cannot be opened or the clone finds no space.
     """
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-        checks = schema.checks(connection)
+        checks = schema.checks(config, connection)
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-        checks.append(status.journal_mode(mode))
+        checks.append(status.journal_mode(config, mode))
         sizes = maintenance.sizes(config, connection)
         checks.append(status.wal_size(config, sizes["wal_bytes"]))
     checks += _modes(config)
@@ -42,7 +42,13 @@ def _sound(config: Config, copy: Path) -> list[Check]:
     """Let SQLite check a closed copy quickly; its foreign keys are looked at only when it is sound."""
     with database.opened(copy, 0, immutable=True) as connection:
         found = database.problems(connection)
-        check = Check("quick_check", not found, "ok", found[0] if found else "ok", database.RESTORE)
+        check = Check(
+            "quick_check",
+            not found,
+            "ok",
+            found[0] if found else "ok",
+            f"{database.RESTORE}: {config.command('restore', 'latest')}",
+        )
         return [check] if found else [check, maintenance.foreign_keys(config, connection)]
 
 
@@ -73,7 +79,7 @@ def _modes(config: Config) -> list[Check]:
                 good,
                 f"{database.user_name(os.geteuid())}, nothing for others",
                 f"{database.user_name(found.st_uid)}, {mode:04o}",
-                f"{_repair(path)}, or deploy again",
+                _repair(path),
             )
         )
     return checks
