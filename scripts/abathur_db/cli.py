@@ -109,7 +109,7 @@ COMMANDS = {
         "prove a backup again: unpack, hash, check, compare with its manifest",
         lock=True,
         recorded=True,
-        positional=("which", {"nargs": "?", "default": "latest", "metavar": "ID|latest|all"}),
+        positional=("which", {"nargs": "?", "default": "latest", "metavar": "ID|latest|TIME|all"}),
     ),
     "drill": Command(
         "drill:drill",

@@ -151,8 +151,9 @@ def _wal(config: Config) -> Check:
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
-    checkpoint = config.command("checkpoint")
-    repair = processes.repair(behind[0].pid, _units(config)) if behind else checkpoint
+    # While it replicates Litestream alone can shorten it.
+    shorten = f"systemctl restart {replica.UNIT}" if replica.settings(config) else config.command("checkpoint")
+    repair = processes.repair(behind[0].pid, _units(config)) if behind else shorten
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
     elif not good:
