@@ -382,7 +382,7 @@ def test_the_owner_s_backups_are_copied_and_what_is_not_as_its_manifest_says_is_
     assert takeover.take_over(former, dry_run=True).changed
     assert picture(former.backup_directory) == before
     result = takeover.take_over(former)
-    aside = former.backup_directory.with_name("backups.former")
+    aside = former.backup_directory.with_name("abathur.db.backups.former")
     assert result.data["taken"] == 2
     assert f"took 2 backups over from {aside}, which stays; not taken: " in result.summary
     reasons = ("names another backup|is a symbolic link", "SHA-256 of .* is not that of its manifest", "says sequence")
@@ -395,12 +395,15 @@ def test_the_owner_s_backups_are_copied_and_what_is_not_as_its_manifest_says_is_
 
 
 def test_a_take_over_that_was_cut_is_ended_by_the_next_one(former: Config) -> None:
-    moving = former.backup_directory.rename(former.backup_directory.with_name("backups.moving"))
+    moving = former.backup_directory.rename(former.backup_directory.with_name("abathur.db.backups.moving"))
     # What is there is the owner's once more, after a rollback: it goes aside as well, under a name of its own.
     former.backup_directory.mkdir()
     assert takeover.take_over(former).data["taken"] == 2
     assert not moving.exists()
-    assert {each.name for each in moving.parent.glob("backups.*")} == {"backups.former", "backups.former_2"}
+    assert {each.name for each in moving.parent.glob("*.former*")} == {
+        "abathur.db.backups.former",
+        "abathur.db.backups.former_2",
+    }
 
 
 def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host: Host) -> None:
@@ -424,7 +427,7 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
 def test_without_room_for_the_copies_nothing_is_touched(former: Config) -> None:
     with pytest.raises(Failure, match="taking the backups over needs"):
         takeover.take_over(replace(former, minimum_free_mb=10**9))
-    assert not former.backup_directory.with_name("backups.moving").exists()
+    assert not former.backup_directory.with_name("abathur.db.backups.moving").exists()
 
 
 def test_a_file_that_is_a_symlink_by_the_time_it_is_copied_is_left(

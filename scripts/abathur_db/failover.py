@@ -283,5 +283,5 @@ def rejoin(config: Config, dry_run: bool = False) -> Result:
 
 
 def _aside(config: Config) -> str:
-    with restore.alone(config.database):
+    with restore.alone(config.database, config.application_units):
         return str(restore.put_aside(config.database))

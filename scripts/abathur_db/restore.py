@@ -188,7 +188,7 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
 
 
 @contextmanager
-def alone(path: Path, units: Sequence[str] = ()) -> Iterator[None]:
+def alone(path: Path, units: Sequence[str]) -> Iterator[None]:
     """Prove that no process has the database open, and keep SQLite's locks on it meanwhile.
 
     `units`: the application's. Raises Failure (BUSY), naming the processes, and what to stop.
