@@ -74,8 +74,9 @@ def configure(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def conf(conf: Config) -> Config:
-    """Return a host's database."""
+def conf(conf: Config, tmp_path: Path) -> Config:
+    """Return a host's database; the address of a socket has 108 bytes at most, which a test's own path fills."""
+    conf = replace(conf, state_directory=tmp_path / "state")
     schema.init(conf)
     return conf
 
