@@ -187,6 +187,13 @@ def test_a_file_of_other_origin_is_restored_after_the_same_checks(conf: Config, 
     assert schema.init(conf).data["kind"] == "adopt"
 
 
+def test_a_file_of_another_application_is_not_restored(conf: Config, tmp_path: Path) -> None:
+    run(tmp_path / "music.db", "PRAGMA application_id = 7", "CREATE TABLE songs (title)")
+    with pytest.raises(Failure, match=r"music.db belongs to another application \(application_id 0x00000007\)"):
+        restore.restore(conf, str(tmp_path / "music.db"))
+    assert count(conf.database, "memory_entries") == 23
+
+
 def test_a_path_into_the_backup_directory_is_the_backup_with_its_manifest(conf: Config, saved: str) -> None:
     (conf.backup_directory / f"abathur_{saved}.json").unlink()
     with pytest.raises(Failure, match=r"its manifest .* is gone"):
