@@ -234,6 +234,8 @@ def test_an_sftp_server_is_a_place_for_a_replica_too(playbook: Any) -> None:
         "abathur_replication_url": f"sftp://keeper@127.0.0.1:{port}/replicas/{name}",
         "abathur_replication_credentials": f"{key}\n",
         "abathur_replication_host_key": " ".join(server.split()[:2]),
+        # Each request is a connection.
+        "abathur_replication_maximum_lag_seconds": 30,
     }
     done = playbook("deploy.yml", "--limit", name, "-e", json.dumps(variables))
     assert done.returncode == 0, done.stdout
