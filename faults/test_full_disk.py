@@ -60,8 +60,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         if name not in made:
             world = World(folder / name, backup_keep_daily=1, backup_keep_weekly=0, backup_keep_monthly=0)
             made[name] = world
-            world.changes |= {"minimum_free_mb": 0, "validation_sessions": [2], "validation_seconds": 1}
-            world.changes |= {"validation_p99_ms": 60_000}
+            little = {"validation_sessions": [2], "validation_seconds": 1, "validation_p99_ms": 60_000}
+            world.changes |= {"minimum_free_mb": 0, **little}
             if name == "init":
                 return world
             if name == "convert":

@@ -153,8 +153,7 @@ def lineage(config: Config, found: Settings) -> int:
     wanted = {"url": found.url, "file": _identity(config.database)}
     if known and {name: known.get(name) for name in wanted} == wanted:
         return int(known["lineage"])
-    own = _own(config, found)
-    number = newest(config, found, own) + 1
+    number = newest(config, found, _own(config, found)) + 1
     # What a former file had left to send would be sent as if it were this one's.
     shutil.rmtree(home(config), ignore_errors=True)
     guarded.directory(home(config))
