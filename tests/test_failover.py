@@ -546,12 +546,31 @@ def test_the_last_changes_of_a_copy_that_follows_are_waited_for(
 ) -> None:
     settings(follower, follows=True)
     applied = iter([3, 4, 5])
-    copy = SimpleNamespace(lineage=1, applied=lambda: next(applied))
+    found = replica.required(follower)
+    copy = SimpleNamespace(lineage=1, url=found.url, applied=lambda: next(applied))
     monkeypatch.setattr(standby, "current", lambda _: copy)
     monkeypatch.setattr(replica, "newest", lambda *_: 1)
     monkeypatch.setattr(standby, "_last", lambda *_: (5, "the moment"))
-    assert standby.level(follower, replica.required(follower), 30) == ("", "the moment")
+    assert standby.level(follower, found, 30) == ("", "the moment")
     assert list(applied) == []
+
+
+def test_a_copy_of_another_replica_is_not_level_and_is_not_promoted(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "LEVEL_SECONDS", 0)
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        copy = caught_up(follower)
+        recorded(follower, replication.replication(follower))
+    moved = f"{copy.url}/moved"
+    shutil.copytree(replica.SETTINGS.parent / "store/0001", replica.SETTINGS.parent / "store/moved/0001")
+    settings(follower, follows=True, url=moved)
+    fault = standby.level(follower, replica.required(follower), 0)[0]
+    assert re.fullmatch(rf"the copy has transaction \d+ of lineage 0001 of {copy.url}, the replica .*", fault)
+    with pytest.raises(Failure, match="had all of the replica at an unknown time"):
+        failover.promote(as_root(follower), lose_rows=False, dry_run=True)
+    assert not replication.replication(follower).data["arrived"]
 
 
 def test_a_standby_that_is_behind_is_promoted_only_when_told_so(

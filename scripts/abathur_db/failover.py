@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +193,9 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
     copy = standby.known(config, found)
     if not fault:
         return {"lineage": copy["lineage"], "recovery_point": moment, "fault": ""}
-    last = runs.known(config, "success", "replication") or runs.RECORD
-    arrived = last["data"].get("arrived") or "an unknown time"
-    lag = time.time() - datetime.fromisoformat(arrived).timestamp() if last["data"].get("arrived") else float("inf")
+    last = replication.arrived(config, found)
+    arrived = "an unknown time" if last is None else datetime.fromtimestamp(last, UTC).isoformat()
+    lag = float("inf") if last is None else time.time() - last
     # Of a time to come, by a clock that was set back: how long ago is not known.
     if abs(lag) > found.maximum_lag_seconds and not lose_rows:
         ago = "of a time to come" if lag < 0 else f"more than {found.maximum_lag_seconds} s ago"

@@ -54,18 +54,18 @@ def replication(config: Config) -> Result:
     begun, started = time.time(), time.monotonic()
     limit = found.maximum_lag_seconds
     fault = standby.level(config, found, limit)[0] if found.standby else wait(config, found, limit)
-    arrived = begun if not fault else _arrived(config, found)
+    last = begun if not fault else arrived(config, found)
     # The clock may have been set meanwhile. Set back, what has arrived seems to be of a time to come: as far from now
     # as it seems, its age is not known.
-    age = time.monotonic() - started if not fault else time.time() - arrived if arrived else None
+    age = time.monotonic() - started if not fault else time.time() - last if last else None
     lag = None if age is None else abs(age)
-    first = _first(config, found, fault) if arrived is None else _copies(config, found, age)
+    first = _first(config, found, fault) if last is None else _copies(config, found, age)
     known = _known(config, found)
     data = {
         "lineage": known.get("lineage", 0),
         "url": found.url,
         "lag_seconds": None if lag is None else round(lag, 3),
-        "arrived": None if arrived is None else f"{datetime.fromtimestamp(arrived, UTC):%Y-%m-%dT%H:%M:%S+00:00}",
+        "arrived": None if last is None else f"{datetime.fromtimestamp(last, UTC):%Y-%m-%dT%H:%M:%S+00:00}",
         "unsent_bytes": _unsent(config),
     }
     since = "nothing has arrived yet" if lag is None else f"the last change that arrived is {lag:.0f} s old"
@@ -169,14 +169,16 @@ def _uptime(config: Config, found: replica.Settings) -> float:
     return float(_told(config, found).get("uptime_seconds", FIRST_COPY_SECONDS))
 
 
-def _arrived(config: Config, found: replica.Settings) -> float | None:
-    """Return when the replica was last proven to have everything, by this job and in this lineage.
+def arrived(config: Config, found: replica.Settings) -> float | None:
+    """Return when the replica, or a standby's copy, was last proven to have everything, by this job, in this lineage.
+
+    In seconds since 1970; None when that is not known.
 
     Litestream's own last_sync_at does not say it: it moves on while Litestream fails to read the log.
     """
     success = runs.known(config, "success", "replication")
-    known = _known(config, found)
-    if not success or any(success["data"].get(name) != known.get(name) for name in ("lineage", "url")):
+    wanted = {"lineage": _known(config, found).get("lineage"), "url": found.url}
+    if not success or any(success["data"].get(name) != value for name, value in wanted.items()):
         return None
     arrived = success["data"].get("arrived")
     return datetime.fromisoformat(arrived).timestamp() if isinstance(arrived, str) else None

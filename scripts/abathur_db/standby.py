@@ -57,8 +57,16 @@ class Copy:
 
     @property
     def ready(self) -> Path:
-        """Return the mark that it has caught up with the replica once."""
+        """Return the mark that it has caught up with the replica once: a file with the URL of that."""
         return self.folder / "ready"
+
+    @property
+    def url(self) -> str:
+        """Return the URL of the replica that it has caught up with; empty before that, and once it is gone."""
+        try:
+            return guarded.read_text(self.ready).strip()
+        except FileNotFoundError:
+            return ""
 
     def applied(self) -> int:
         """Return the number of the last transaction in it, as Litestream notes it; 0 while it is restored."""
@@ -147,15 +155,15 @@ def _watch(config: Config, found: replica.Settings, copy: Copy, child: subproces
                 # What comes later is not waited for: of a primary at work there is always one change more.
                 goal = goal or _last(config, found, copy.lineage)[0]
                 if copy.applied() >= goal:
-                    _ready(config, copy)
+                    _ready(config, found, copy)
         except Failure:
             # A store that is away comes back, and Litestream waits for it as well.
             continue
     return 0
 
 
-def _ready(config: Config, copy: Copy) -> None:
-    runs.write_whole(copy.ready, "")
+def _ready(config: Config, found: replica.Settings, copy: Copy) -> None:
+    runs.write_whole(copy.ready, f"{found.url}\n")
     for each in copies(config):
         if each != copy:
             shutil.rmtree(each.folder)
@@ -174,8 +182,8 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
     """
     deadline = time.monotonic() + seconds
     try:
-        copy = current(config)
-        lineage = replica.newest(config, found, copy.lineage if copy else 0)
+        since = known(config, found)
+        lineage = replica.newest(config, found, since["lineage"] if since["url"] == found.url else 0)
         wanted, moment = _last(config, found, lineage)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure), ""
@@ -183,19 +191,21 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
         return "the replica has no lineage yet", ""
     while True:
         copy = current(config)
-        if copy and copy.lineage == lineage and copy.applied() >= wanted:
+        if copy and (copy.url, copy.lineage) == (found.url, lineage) and copy.applied() >= wanted:
             return "", moment
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
     has = f"transaction {copy.applied()} of lineage {copy.lineage:04}" if copy else "nothing yet"
+    if copy and copy.url != found.url:
+        has += f" of {copy.url}"
     return f"the copy has {has}, the replica transaction {wanted} of lineage {lineage:04}", moment
 
 
 def known(config: Config, found: replica.Settings) -> dict[str, Any]:
     """Return what is followed, named as replica.last_lineage names it."""
     copy = current(config)
-    return {"lineage": copy.lineage if copy else 0, "url": found.url}
+    return {"lineage": copy.lineage, "url": copy.url} if copy else {"lineage": 0, "url": found.url}
 
 
 def first_copy_age(config: Config) -> float:
