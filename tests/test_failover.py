@@ -394,11 +394,11 @@ def test_a_fence_that_is_not_complete_can_be_taken_back_while_the_store_is_away(
     settings(primary, follows=False, litestream="/nonexistent/litestream")
     host.FENCE.write_text("now\n")
     with pytest.raises(Failure, match="/nonexistent/litestream cannot be run"):
-        failover.promote(conf, lose_rows=False)
+        failover.promote(conf, lose_rows=False, alone=True)
     assert host.fenced()
     (host.UNITS / "multi-user.target.wants").mkdir()
     (host.UNITS / "multi-user.target.wants" / replica.UNIT).symlink_to("/nowhere")
-    assert failover.promote(conf, lose_rows=False).changed
+    assert failover.promote(conf, lose_rows=False, alone=True).changed
     assert not host.fenced()
     assert told[-1] == "start abathur.service"
 
@@ -437,7 +437,10 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     replicated(primary, monkeypatch, 3, "user:1")
     settings(follower, follows=True)
     with pytest.raises(Failure, match="has no copy that has caught up once"):
-        failover.promote(conf, lose_rows=False)
+        failover.promote(conf, lose_rows=False, alone=True)
+    with pytest.raises(Failure, match="the primary may be at work") as refused:
+        failover.promote(conf, lose_rows=True, alone=False, dry_run=True)
+    assert refused.value.hint.startswith("on the primary: abathur-db fence")
     with pytest.raises(Failure, match="has no copy any more"):
         failover._take(conf, replica.required(conf))
     with following(follower):
@@ -446,12 +449,12 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
         settings(follower, follows=True)
         host.FENCE.write_text("now\n")
         (follower.install_directory / "kept").mkdir()
-        assert failover.promote(conf, lose_rows=False, dry_run=True).data["lineage"] == 1
+        assert failover.promote(conf, lose_rows=False, alone=True, dry_run=True).data["lineage"] == 1
         assert not follower.database.exists()
         wait(lambda: standby.level(follower, replica.required(follower), 5)[0] == "")
         (host.UNITS / replica.FOLLOW).touch()
         del told[:]
-        result = failover.promote(conf, lose_rows=False)
+        result = failover.promote(conf, lose_rows=False, alone=True)
     assert result.changed
     assert result.data["recovery_point"].startswith("20")
     assert told == [
@@ -468,7 +471,7 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     assert not standby.place(follower).exists()
     # What a rollback would have returned to was a standby's.
     assert not (follower.install_directory / "kept").exists()
-    assert "it is a primary" in failover.promote(conf, lose_rows=False).summary
+    assert "it is a primary" in failover.promote(conf, lose_rows=False, alone=True).summary
 
 
 def test_a_promotion_that_was_cut_before_the_application_ran_is_finished_by_the_next(
@@ -485,12 +488,12 @@ def test_a_promotion_that_was_cut_before_the_application_ran_is_finished_by_the_
     with monkeypatch.context() as patch:
         patch.setattr(host, "control", refuse)
         with pytest.raises(Failure, match="it does not start"):
-            failover.promote(conf, lose_rows=False)
+            failover.promote(conf, lose_rows=False, alone=True)
     assert not host.fenced()
     told.clear()
-    assert failover.promote(conf, lose_rows=False).changed
+    assert failover.promote(conf, lose_rows=False, alone=True).changed
     assert told[-2:] == [f"enable --now {replica.UNIT}", "start abathur.service"]
-    assert not failover.promote(conf, lose_rows=False).changed
+    assert not failover.promote(conf, lose_rows=False, alone=True).changed
 
 
 def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(
@@ -501,7 +504,7 @@ def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(
         caught_up(follower)
     monkeypatch.setattr(schema, "latest", lambda: 0)
     with pytest.raises(Failure, match="schema version 1, newer than this host's tool, which knows 0") as refused:
-        failover.promote(as_root(follower), lose_rows=False, dry_run=True)
+        failover.promote(as_root(follower), lose_rows=False, alone=True, dry_run=True)
     assert "deploy this standby" in refused.value.hint
 
 
@@ -569,7 +572,7 @@ def test_a_copy_of_another_replica_is_not_level_and_is_not_promoted(
     fault = standby.level(follower, replica.required(follower), 0)[0]
     assert re.fullmatch(rf"the copy has transaction \d+ of lineage 0001 of {copy.url}, the replica .*", fault)
     with pytest.raises(Failure, match="had all of the replica at an unknown time"):
-        failover.promote(as_root(follower), lose_rows=False, dry_run=True)
+        failover.promote(as_root(follower), lose_rows=False, alone=True, dry_run=True)
     assert not replication.replication(follower).data["arrived"]
 
 
@@ -586,17 +589,17 @@ def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
     settings(follower, follows=True, maximum_lag_seconds=0)
     time.sleep(1)
     with pytest.raises(Failure, match=r"more than 0 s ago: the copy has transaction \d+ of lineage 0001") as refused:
-        failover.promote(conf, lose_rows=False, dry_run=True)
+        failover.promote(conf, lose_rows=False, alone=True, dry_run=True)
     assert "abathur_db_failover_lose_rows=true" in refused.value.hint
-    assert failover.promote(conf, lose_rows=True, dry_run=True).data["fault"]
+    assert failover.promote(conf, lose_rows=True, alone=True, dry_run=True).data["fault"]
     with monkeypatch.context() as patch:
         set_clock(-3600, patch)
         with pytest.raises(Failure, match="of a time to come: the copy has transaction"):
-            failover.promote(conf, lose_rows=False, dry_run=True)
+            failover.promote(conf, lose_rows=False, alone=True, dry_run=True)
         # Nor does a standby that never had a copy count as young.
         assert standby.first_copy_age(follower) > 3000
     settings(follower, follows=True, maximum_lag_seconds=60)
-    assert failover.promote(conf, lose_rows=False, dry_run=True).data["recovery_point"].startswith("20")
+    assert failover.promote(conf, lose_rows=False, alone=True, dry_run=True).data["recovery_point"].startswith("20")
     settings(follower, follows=True, litestream="/nonexistent/litestream")
     assert "cannot be run" in failover._caught_up(follower, replica.required(follower), lose_rows=True)["fault"]
 
@@ -633,8 +636,8 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
     with pytest.raises(Failure, match="may be the newest there is"):
         failover.rejoin(conf)
     host.FENCE.write_text("now\n")
-    assert failover.promote(conf, lose_rows=False, dry_run=True).changed
-    assert "the fence is gone" in failover.promote(conf, lose_rows=False).summary
+    assert failover.promote(conf, lose_rows=False, alone=True, dry_run=True).changed
+    assert "the fence is gone" in failover.promote(conf, lose_rows=False, alone=True).summary
     shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
     with service(primary, monkeypatch):
         result = replication.replication(primary)
@@ -642,7 +645,7 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
         assert "lineage 0002 has begun after this host's" in result.summary
     host.FENCE.write_text("now\n")
     with pytest.raises(Failure, match="lineage 0002 is newer than this host's"):
-        failover.promote(conf, lose_rows=False)
+        failover.promote(conf, lose_rows=False, alone=True)
     assert failover.rejoin(conf, dry_run=True).changed
     assert primary.database.exists()
     result = failover.rejoin(conf)
@@ -651,6 +654,21 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
     assert not primary.database.exists()
     assert standby.is_one(primary)
     assert failover.rejoin(conf).summary == "this host has no database of its own"
+
+
+def test_the_older_of_two_primaries_goes_on_once_it_has_begun_a_newer_lineage(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replicated(primary, monkeypatch, 2, "user:1")
+    shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
+    with pytest.raises(Failure, match="lineage 0002 is newer than this host's") as refused:
+        failover.promote(as_root(primary), lose_rows=False, alone=False)
+    known = replica.home(primary) / "lineage.json"
+    assert f"rm {known} && systemctl restart {replica.UNIT}" in refused.value.hint
+    known.unlink()
+    with service(primary, monkeypatch):
+        assert replication.replication(primary).summary.endswith("in lineage 0003")
+    assert "it is a primary" in failover.promote(as_root(primary), lose_rows=False, alone=False).summary
 
 
 def test_a_store_that_does_not_answer_is_no_second_primary(primary: Config, monkeypatch: pytest.MonkeyPatch) -> None:

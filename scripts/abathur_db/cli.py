@@ -222,6 +222,7 @@ COMMANDS = {
                 "--lose-rows",
                 {"action": "store_true", "dest": "lose_rows", "help": "also when it lacks rows of the replica"},
             ),
+            ("--alone", {"action": "store_true", "help": "its primary is fenced, or known to be off"}),
         ),
     ),
     "rejoin": Command(

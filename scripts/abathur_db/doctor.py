@@ -207,7 +207,8 @@ def _jobs(config: Config) -> list[Check]:
         checks.append(Check(check.id, check.ok, check.expected, said, repair))
         last = lasts[job]
         if last is not None and not last["ok"]:
-            said = f"{job} failed at {last['finished']}: {last['summary']}"
+            says = f" (it says: {last['hint']})" if last["hint"] else ""
+            said = f"{job} failed at {last['finished']}: {last['summary']}{says}"
             checks.append(Check(f"job_{job}", False, "succeeded", said, f"systemctl start abathur-db@{job}"))
     return checks
 

@@ -130,23 +130,31 @@ def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
     if newer:
         raise Failure(
             f"lineage {newer:04} is newer than this host's: another host is the primary",
-            "make this one a standby: ansible-playbook playbooks/rejoin.yml",
+            "make this one a standby: ansible-playbook playbooks/rejoin.yml; to go on with this one instead: fence the "
+            f"other, then begin a newer lineage here: rm {replica.home(config)}/lineage.json && systemctl restart "
+            f"{replica.UNIT}",
         )
     return {}
 
 
-def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
+def promote(config: Config, lose_rows: bool, alone: bool, dry_run: bool = False) -> Result:
     """Make a standby the primary: last changes, full check, its own lineage, the application started. Runs as root.
 
     On a fenced primary that no other one has replaced, the fence goes. `lose_rows`: also when the copy is behind the
-    replica by more than the limit of the lag. Can be run again after it was killed.
+    replica by more than the limit of the lag. `alone`: its primary is fenced or off, which a standby cannot see.
+    Can be run again after it was killed. Raises Failure where another host is the primary, or may be.
     """
     found = replica.required(config)
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
-    if own and not host.fenced() and not release.stopped(config):
-        return Result("promote", f"{config.database} is this host's own already: it is a primary")
     if own and not found.standby:
         host.as_owner(config.owner, lambda: _sole(config, found))
+    if own and not host.fenced() and not release.stopped(config):
+        return Result("promote", f"{config.database} is this host's own already: it is a primary")
+    if not own and not alone:
+        raise Failure(
+            "the primary may be at work, and nobody said that it is not; nothing was done",
+            "on the primary: abathur-db fence; or see that it is off; then here: abathur-db promote --alone",
+        )
     if dry_run:
         said = {} if own else host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
         return Result("promote", "would make this host the primary", changed=True, data=said)
