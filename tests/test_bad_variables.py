@@ -31,6 +31,8 @@ def calendar(text: str, why: str) -> Case:
     return jobs({"backup": {"calendar": text}}, f"FAIL calendar_backup '{said}', which systemd {why}")
 
 
+REPLICATED = {"abathur_replication_enabled": True, "abathur_replication_url": "s3://bucket/path"}
+
 CASES: dict[str, Case] = {
     "a text as number": (
         {"abathur_db_busy_timeout_ms": "soon"},
@@ -121,6 +123,14 @@ CASES: dict[str, Case] = {
     "a lag that is no number": (
         {"abathur_replication_maximum_lag_seconds": "soon"},
         "abathur_replication_maximum_lag_seconds' is of type str .* to int",
+    ),
+    "a lag of no time": (
+        {**REPLICATED, "abathur_replication_maximum_lag_seconds": 0},
+        "abathur_replication_maximum_lag_seconds is 0, which is less than 1",
+    ),
+    "a replica that is kept for less than a day": (
+        {**REPLICATED, "abathur_replication_keep_days": -1},
+        "abathur_replication_keep_days is -1, which is less than 1",
     ),
     "a jitter that is no time": (
         {"abathur_maintenance_jitter": "a bit"},

@@ -604,11 +604,15 @@ def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
     assert "cannot be run" in failover._caught_up(follower, replica.required(follower), lose_rows=True)["fault"]
 
 
-def test_a_standby_is_not_rolled_back(follower: Config, told: list[str]) -> None:
+def test_a_standby_and_a_fenced_host_are_not_rolled_back(follower: Config, told: list[str]) -> None:
+    for follows, fence in ((True, False), (False, True)):
+        settings(follower, follows=follows)
+        if fence:
+            host.FENCE.write_text("now\n")
+        for to in ("", "latest"):
+            with pytest.raises(Failure, match="nothing is rolled back on a standby or a fenced host"):
+                release.rollback(as_root(follower), to, lose_rows=False, failed_deploy=False)
     settings(follower, follows=True)
-    for to, failed_deploy in (("", False), ("latest", False)):
-        with pytest.raises(Failure, match="a standby has no database of its own to roll back"):
-            release.rollback(follower, to, lose_rows=False, failed_deploy=failed_deploy)
     assert release.rollback(follower, "", lose_rows=False, failed_deploy=True).data["done"] == []
     assert told == []
 

@@ -49,6 +49,17 @@ def test_a_leftover_of_a_killed_init_is_replaced(conf: Config) -> None:
     assert [each.name for each in conf.database.parent.iterdir() if each.name.endswith(".new")] == []
 
 
+def test_the_former_name_that_an_init_left_when_it_was_killed_goes_with_the_next(conf: Config) -> None:
+    schema.init(conf)
+    former = conf.database.with_name(".abathur.db.new")
+    os.link(conf.database, former)
+    assert not schema.init(conf, dry_run=True).changed
+    assert former.exists()
+    assert not schema.init(conf).changed
+    assert not former.exists()
+    assert conf.database.exists()
+
+
 def test_a_database_that_appears_meanwhile_is_left_alone(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     apply = schema._apply
 

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import database, proof, replica, replication, wal, watch
+from abathur_db import database, maintenance, proof, replica, replication, wal, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import rows, run, value
@@ -81,6 +82,22 @@ def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_data
     said = capfd.readouterr().err
     assert "Litestream found another transaction than it had sent, before byte " in said
     assert " of the log\nthe whole database is sent again" in said
+
+
+@pytest.mark.usefixtures("configure")
+def test_pages_that_a_vacuum_gives_back_in_slices_are_gone_in_the_replica_too(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(conf.database, 3000)
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).ok
+        run(conf.database, "DELETE FROM memory_entries WHERE id % 3 > 0")
+        given_back = maintenance.vacuum(replace(conf, vacuum_slice_pages=5, vacuum_pause_ms=0))
+        assert given_back.changed, given_back.summary
+        assert replication.replication(conf).ok
+    copy = restored(conf, 1, tmp_path / "r.db")
+    is_the_database(conf, copy)
+    assert value(copy, "PRAGMA page_count") == value(conf.database, "PRAGMA page_count")
 
 
 @pytest.mark.usefixtures("configure")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -123,7 +124,10 @@ def _memory(config: Config, way: str, job: str) -> Path:
 
 
 def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
-    """Tell whether this way took the same news within the hour, and the job has not succeeded since."""
+    """Tell whether this way took the same news within the hour, and the job has not succeeded since.
+
+    Other numbers are no other news: each minute the last change is a minute older.
+    """
     try:
         before = json.loads(_memory(config, way, news["job"]).read_text(encoding="utf-8"))
         told = datetime.fromisoformat(before["time"])
@@ -132,7 +136,12 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
     success = runs.known(config, "success", news["job"])
     recovered = success is not None and datetime.fromisoformat(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
-    return bool(before.get("summary") == news["summary"] and recent and not recovered)
+    same = _without_numbers(str(before.get("summary"))) == _without_numbers(news["summary"])
+    return same and recent and not recovered
+
+
+def _without_numbers(sentence: str) -> str:
+    return re.sub(r"\d+", "0", sentence)
 
 
 def _remember(config: Config, way: str, news: dict[str, Any]) -> None:

@@ -195,9 +195,9 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     if failed_deploy and folder != _pending(config):
         return Result("rollback", "no former release was kept by this deploy", data={"done": []})
     follows = standby.is_one(config)
-    if follows and not failed_deploy:
+    if not failed_deploy and (follows or (config.owner and host.fenced())):
         raise Failure(
-            "a standby has no database of its own to roll back",
+            "nothing is rolled back on a standby or a fenced host",
             "roll the primary back; another release comes to a standby by a deploy: ansible-playbook deploy.yml",
         )
     if not to and former is None:

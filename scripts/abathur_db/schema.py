@@ -12,7 +12,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abathur_db import adoption, catalog, database, resources
+from abathur_db import adoption, catalog, database, guarded, resources
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -239,6 +239,10 @@ def init(config: Config, dry_run: bool = False) -> Result:
     Raises Failure, with nothing touched, for whatever is not a sound database of this schema.
     """
     todo = plan(config)
+    if not dry_run:
+        # Killed right after it had given a new database its name, it left the former name as well.
+        for each in database.files(_partial(config.database)):
+            guarded.clear(each)
     data = {"kind": todo.kind, "version": todo.version if dry_run else latest(), "steps": todo.steps}
     if todo.kind == "current":
         return Result("init", f"{config.database} is at schema version {todo.version}", data=data)
@@ -256,9 +260,13 @@ def init(config: Config, dry_run: bool = False) -> Result:
     return Result("init", f"{said} schema version {latest()}", changed=True, data=data)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
 def _create(path: Path) -> None:
     """Build the database beside its final name; it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.new")
+    partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with database.throwaway(partial):
