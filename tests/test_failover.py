@@ -262,6 +262,25 @@ def test_a_lineage_is_found_also_when_the_ones_before_it_were_deleted(
     assert replica.lineage(primary, found) == 5
 
 
+def test_a_host_whose_lineage_was_deleted_still_sees_the_ones_that_others_have_begun(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was off meanwhile: it is neither the primary nor level with it."""
+    conf = as_root(primary)
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        caught_up(follower)
+    store = replica.SETTINGS.parent / "store"
+    (store / "0001").rename(store / "0004")
+    assert "of lineage 0004" in standby.level(follower, replica.required(follower), 0)[0]
+    settings(primary, follows=False)
+    host.FENCE.write_text("now\n")
+    with pytest.raises(Failure, match="lineage 0004 is newer than this host's"):
+        failover.promote(conf, lose_rows=False)
+    assert not all(each.ok for each in replication._alone(primary, replica.required(primary)))
+    assert failover.rejoin(conf, dry_run=True).changed
+
+
 def test_a_standby_that_makes_a_new_copy_is_given_time_for_it(
     primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ CREDENTIAL = "replica"
 """The secret of the store, lent by systemd: an AWS shared credentials file, or for SFTP a private key."""
 
 DELETED = 9
-"""How many of the oldest lineages may be gone for a host that knows of none: each costs it a look at the store."""
+"""How many lineages may be gone after the last one that a host knows of: each costs it a look at the store."""
 
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
@@ -185,23 +185,24 @@ def _identity(path: Path) -> str:
 def newest(config: Config, found: Settings, since: int = 0) -> int:
     """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there.
 
-    The oldest ones may have been deleted. Raises Failure when it cannot be read.
+    It and others after it may have been deleted, the oldest first. Raises Failure when it cannot be read.
     """
-    number = since or _oldest(config, found)
+    number = _oldest(config, found, since)
     while changes(config, found, number + 1):
         number += 1
     return number
 
 
-def _oldest(config: Config, found: Settings) -> int:
-    """Return the number of the oldest lineage that is there, 0 for none."""
-    if changes(config, found, 1):
-        return 1
+def _oldest(config: Config, found: Settings, since: int) -> int:
+    """Return the number of the oldest lineage that is there from one on; that one itself when none is."""
+    first = max(since, 1)
+    if changes(config, found, first):
+        return first
     # Together: over SFTP each is a connection. A server takes ten at a time that have not logged in (MaxStartups).
     with ThreadPoolExecutor(5) as pool:
-        numbers = range(2, DELETED + 2)
+        numbers = range(first + 1, first + DELETED + 1)
         there = pool.map(lambda number: changes(config, found, number), numbers)
-        return next((number for number, each in zip(numbers, there, strict=True) if each), 0)
+        return next((number for number, each in zip(numbers, there, strict=True) if each), since)
 
 
 def newer(config: Config, found: Settings) -> int:
