@@ -281,6 +281,21 @@ def test_a_host_whose_lineage_was_deleted_still_sees_the_ones_that_others_have_b
     assert failover.rejoin(conf, dry_run=True).changed
 
 
+def test_a_standby_that_is_started_again_goes_on_from_what_it_followed(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    store = replica.SETTINGS.parent / "store"
+    # One that is new to the replica would find none of those after the tenth.
+    for former, number in (("0001", 8), ("0008", 11)):
+        (store / former).rename(store / f"{number:04}")
+        with following(follower) as ended:
+            found = replica.required(follower)
+            while not ended and standby.known(follower, found)["lineage"] != number:
+                time.sleep(0.05)
+            assert ended == []
+
+
 def test_a_standby_that_makes_a_new_copy_is_given_time_for_it(
     primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +525,32 @@ def test_a_promotion_that_was_cut_before_the_application_ran_is_finished_by_the_
     assert failover.promote(conf, lose_rows=False).changed
     assert told[-2:] == [f"enable --now {replica.UNIT}", "start abathur.service"]
     assert not failover.promote(conf, lose_rows=False).changed
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("step", ["forget", "note"])
+def test_a_promotion_of_a_former_primary_that_was_cut_is_finished_by_the_next(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    conf = as_root(follower)
+    replicated(primary, monkeypatch, 1, "user:1")
+    store = replica.SETTINGS.parent / "store"
+    shutil.copytree(store / "0001", store / "0012")
+    (store / "0001").rename(store / "0011")
+    settings(follower, follows=True)
+    replica.remember(follower, {"lineage": 11, "url": replica.required(follower).url, "file": "put aside"})
+    (follower.install_directory / "kept").mkdir()
+    host.FENCE.write_text("now\n")
+    with following(follower):
+        assert caught_up(follower).lineage == 12
+        with monkeypatch.context() as patch:
+            patch.setattr(release, step, lambda *_: (_ for _ in ()).throw(Failure("killed", "")))
+            with pytest.raises(Failure, match="killed"):
+                failover.promote(conf, lose_rows=False)
+    assert failover.promote(conf, lose_rows=False).changed
+    # What a rollback would return to was a standby's.
+    assert not (follower.install_directory / "kept").exists()
+    assert replica.lineage(follower, replica.required(follower)) == 13
 
 
 def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(

@@ -158,11 +158,11 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         host.control("stop", replica.FOLLOW)
         data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
         data |= host.as_owner(config.owner, lambda: _take(config, found))
+    if found.standby:
+        release.forget(config)
     _note(standby_now=False)
     # Killed before they run, this goes on at the next try.
     units = [replica.UNIT, *_application(config)]
-    if found.standby:
-        release.forget(config)
     release.note(config, units)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
@@ -230,6 +230,8 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
             pass
     copy.path.chmod(0o600)
     restore.to_wal(copy.path)
+    # Else one that this host, once a primary, has not begun would look like another primary's.
+    replica.remember(config, {**standby.known(config, found), **({"lineage": point.lineage} if point else {})})
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))

@@ -153,12 +153,17 @@ def lineage(config: Config, found: Settings) -> int:
     wanted = {"url": found.url, "file": _identity(config.database)}
     if known and {name: known.get(name) for name in wanted} == wanted:
         return int(known["lineage"])
-    number = newest(config, found, _own(config, found)) + 1
+    number = newest(config, found) + 1
     # What a former file had left to send would be sent as if it were this one's.
     shutil.rmtree(home(config), ignore_errors=True)
-    guarded.directory(home(config))
-    runs.write_whole(home(config) / "lineage.json", json.dumps({"lineage": number, **wanted}) + "\n", durable=True)
+    remember(config, {"lineage": number, **wanted})
     return number
+
+
+def remember(config: Config, known: dict[str, Any]) -> None:
+    """Note the lineage that this host has begun, or without a `file` the one that it has taken: it begins the next."""
+    guarded.directory(home(config))
+    runs.write_whole(home(config) / "lineage.json", json.dumps(known) + "\n", durable=True)
 
 
 def last_lineage(config: Config) -> dict[str, Any] | None:
@@ -171,7 +176,7 @@ def last_lineage(config: Config) -> dict[str, Any] | None:
 
 
 def _own(config: Config, found: Settings) -> int:
-    """Return the number of the lineage that this host has begun last at this URL, 0 for none."""
+    """Return the number of the lineage that this host has begun or taken last at this URL, 0 for none."""
     last = last_lineage(config)
     return int(last["lineage"]) if last and last.get("url") == found.url else 0
 
@@ -183,11 +188,11 @@ def _identity(path: Path) -> str:
 
 
 def newest(config: Config, found: Settings, since: int = 0) -> int:
-    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there.
+    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there, as this host's.
 
-    It and others after it may have been deleted, the oldest first. Raises Failure when it cannot be read.
+    They and others after them may have been deleted, the oldest first. Raises Failure when it cannot be read.
     """
-    number = _oldest(config, found, since)
+    number = _oldest(config, found, max(since, _own(config, found)))
     while changes(config, found, number + 1):
         number += 1
     return number
@@ -208,7 +213,7 @@ def _oldest(config: Config, found: Settings, since: int) -> int:
 def newer(config: Config, found: Settings) -> int:
     """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
     own = _own(config, found)
-    number = newest(config, found, own) if own else 0
+    number = newest(config, found) if own else 0
     return number if number > own else 0
 
 
@@ -237,7 +242,7 @@ def point(config: Config, found: Settings, moment: datetime | None = None) -> Po
 
     Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
     """
-    for number in range(newest(config, found, _own(config, found)), 0, -1):
+    for number in range(newest(config, found), 0, -1):
         times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
         if not times or (moment and min(times) > moment):
             continue

@@ -98,7 +98,7 @@ def follow(config: Config) -> Result:
             "put it into the inventory group abathur_standby and run playbooks/rejoin.yml",
             Exit.USAGE,
         )
-    number = replica.newest(config, found)
+    number = replica.newest(config, found, known(config, found)["lineage"])
     if not number:
         raise Failure(f"{found.url} has no lineage to follow yet", "deploy its primary: ansible-playbook deploy.yml")
     place(config).mkdir(mode=0o700, exist_ok=True)
@@ -174,8 +174,7 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
     """
     deadline = time.monotonic() + seconds
     try:
-        copy = current(config)
-        lineage = replica.newest(config, found, copy.lineage if copy else 0)
+        lineage = replica.newest(config, found, known(config, found)["lineage"])
         wanted, moment = _last(config, found, lineage)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure), ""
