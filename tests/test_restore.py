@@ -136,7 +136,7 @@ def logged(tmp_path: Path) -> Path:
     schema.build(made)
     with database.opened(made, 0) as connection:
         connection.execute("INSERT INTO sessions (id, app_name, user_id) VALUES ('theirs', 'a', 'u')")
-        rows(made, 2000)
+        rows(made, 1000)
         for source, target in zip(database.files(made)[:2], database.files(theirs)[:2], strict=True):
             target.write_bytes(source.read_bytes())
     return theirs
@@ -155,7 +155,7 @@ def test_rows_of_a_log_that_find_no_room_are_not_left_out(conf: Config, logged: 
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert count(conf.database) == 1
     assert restore.restore(conf, str(logged)).ok
-    assert count(conf.database, "memory_entries") == 2000
+    assert count(conf.database, "memory_entries") == 1000
 
 
 @pytest.mark.usefixtures("saved")
