@@ -432,7 +432,8 @@ def test_a_fence_that_is_not_complete_can_be_taken_back_while_the_store_is_away(
     assert host.fenced()
     (host.UNITS / "multi-user.target.wants").mkdir()
     (host.UNITS / "multi-user.target.wants" / replica.UNIT).symlink_to("/nowhere")
-    assert failover.promote(conf, lose_rows=False).changed
+    said = failover.promote(conf, lose_rows=False).summary
+    assert "whether another host was promoted could not be seen: /nonexistent/litestream cannot be run" in said
     assert not host.fenced()
     assert told[-1] == "start abathur.service"
 
@@ -675,7 +676,7 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
         failover.rejoin(conf)
     host.FENCE.write_text("now\n")
     assert failover.promote(conf, lose_rows=False, dry_run=True).changed
-    assert "the fence is gone" in failover.promote(conf, lose_rows=False).summary
+    assert "the fence is gone; one that was promoted a moment ago" in failover.promote(conf, lose_rows=False).summary
     shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
     with service(primary, monkeypatch):
         result = replication.replication(primary)

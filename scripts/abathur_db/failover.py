@@ -119,20 +119,23 @@ def _unfence(config: Config) -> None:
 
 
 def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
-    """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own, or may have."""
+    """Return which other primary could not be seen.
+
+    Raises Failure when another host has begun a newer lineage than this host's own, or may have.
+    """
     try:
         newer = replica.newer(config, found)
-    except Failure:
+    except Failure as failure:
         # Until the fence is complete no playbook promotes another host, and a store that is away must not stop both.
         if not _replicates():
             raise
-        return {}
+        return {"unseen": f"whether another host was promoted could not be seen: {failure}"}
     if newer:
         raise Failure(
             f"lineage {newer:04} is newer than this host's: another host is the primary",
             "make this one a standby: ansible-playbook playbooks/rejoin.yml",
         )
-    return {}
+    return {"unseen": "one that was promoted a moment ago, whose first copy has not arrived yet, could not be seen"}
 
 
 def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
@@ -145,8 +148,9 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
     if own and not host.fenced() and not release.stopped(config):
         return Result("promote", f"{config.database} is this host's own already: it is a primary")
+    unseen = ""
     if own and not found.standby:
-        host.as_owner(config.owner, lambda: _sole(config, found))
+        unseen = f"; {host.as_owner(config.owner, lambda: _sole(config, found))['unseen']}"
     if dry_run:
         said = {} if own else host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
         return Result("promote", "would make this host the primary", changed=True, data=said)
@@ -173,8 +177,7 @@ def promote(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
         if data
-        else f"{config.database} is this host's own, and the fence is gone; one that was promoted a moment ago, whose"
-        " first copy has not arrived yet, could not be seen"
+        else f"{config.database} is this host's own, and the fence is gone{unseen}"
     )
     hint = "its timers come with a deploy: ansible-playbook deploy.yml"
     return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)
