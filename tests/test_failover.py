@@ -31,6 +31,7 @@ from abathur_db import (
     replica,
     replication,
     report,
+    restore,
     schema,
     standby,
     status,
@@ -582,6 +583,25 @@ def test_a_copy_that_was_stopped_before_the_last_change_is_fetched_anew(
     taken = failover._take(follower, found)
     assert taken["lineage"] == 1
     assert taken["recovery_point"].startswith("20")
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
+
+
+def test_of_two_promotions_at_once_the_later_one_does_not_replace_the_database(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 3, "user:1")
+    with following(follower):
+        caught_up(follower)
+    to_wal = restore.to_wal
+
+    def meanwhile(path: Path) -> None:
+        to_wal(path)
+        shutil.copy(path, follower.database)
+        rows(follower.database, 4, "user:2")
+
+    monkeypatch.setattr(restore, "to_wal", meanwhile)
+    with pytest.raises(Failure, match="another promotion was faster"):
+        failover._take(follower, replica.required(follower))
     assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
 
 

@@ -235,6 +235,9 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     restore.to_wal(copy.path)
     # Else one that this host, once a primary, has not begun would look like another primary's.
     replica.remember(config, {**standby.known(config, found), **({"lineage": point.lineage} if point else {})})
+    # One that was cut off from its controller, and goes on while this was begun anew: its application writes by now.
+    if database.exists(config.database):
+        raise Failure(f"{config.database} is there by now: another promotion was faster", "see it: abathur-db status")
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))
