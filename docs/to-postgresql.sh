@@ -21,16 +21,18 @@ SQL
       -e 's/ BLOB/ BYTEA/; s/ BOOLEAN/ SMALLINT/; s/ INTEGER/ BIGINT/; s/ REAL/ DOUBLE PRECISION/'
 } | "${send[@]}"
 
-for table in sessions memory_entries document_index tasks agents state audit metrics checkpoints; do
-  columns=$(sqlite3 -readonly "$file" "SELECT group_concat(iif(type = 'BLOB',
+ask() { sqlite3 -readonly "$file" "$1"; }
+tables=$(ask "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'")
+for table in $tables; do
+  columns=$(ask "SELECT group_concat(iif(type = 'BLOB',
     printf('iif(%s IS NULL, NULL, ''\x'' || hex(%s))', name, name), name), ', ') FROM pragma_table_info('$table')")
   sqlite3 -readonly -csv "$file" "SELECT $columns FROM $table" |
     "${send[@]}" -c "SET session_replication_role = replica" -c "COPY $table FROM STDIN (FORMAT csv)"
-  here=$(sqlite3 -readonly "$file" "SELECT count(*) FROM $table")
+  here=$(ask "SELECT count(*) FROM $table")
   there=$("${send[@]}" -At -c "SELECT count(*) FROM $table")
   echo "$table: $here rows here, $there there"
   [ "$here" = "$there" ]
 done
-for table in memory_entries document_index state audit metrics; do
+for table in $(ask "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%'"); do
   "${send[@]}" -At -c "SELECT setval(pg_get_serial_sequence('$table', 'id'), max(id)) FROM $table" >/dev/null
 done

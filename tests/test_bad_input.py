@@ -433,6 +433,12 @@ DATABASES = {
         "belongs to another application (application_id 0x00000007)",
         ELSEWHERE,
     ),
+    "no table": refused(
+        lambda path: run(path, "PRAGMA journal_mode = WAL"),
+        "has no table",
+        "move it away (mv {home}/abathur.db {home}/abathur.db.empty), then bring the database back: "
+        "deploy again, or restore a backup",
+    ),
     "another application's tables": refused(
         lambda path: run(path, "CREATE TABLE x (y)"),
         "holds none of Abathur's tables, so it belongs to another application",

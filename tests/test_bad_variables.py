@@ -257,6 +257,30 @@ REMOVED = {
 }
 
 
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """Return an inventory of a primary and its standby, of which none can be reached."""
+    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    groups = {"abathur": {"hosts": {"one": host, "two": host}}, "abathur_standby": {"hosts": {"two": {}}}}
+    (tmp_path / "hosts.json").write_text(json.dumps(groups))
+    return tmp_path / "hosts.json"
+
+
+def test_a_failover_of_which_a_limit_leaves_the_standby_out_stops_before_the_primary_is_fenced(pair: Path) -> None:
+    told = deploy(pair, "--limit", "one", playbook="playbooks/failover.yml")
+    assert "was not looked at, because --limit leaves it out; nothing was done." in told
+    assert "TASK [Stop all that writes on the primary]" not in told
+
+
+@pytest.mark.parametrize(("value", "counts"), [("true", True), ("false", False)])
+def test_rows_that_are_not_to_be_lost_need_no_host_named(tmp_path: Path, value: str, counts: bool) -> None:
+    host = {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": {"one": host, "two": host}}}))
+    told = deploy(tmp_path / "hosts.json", "-e", f"abathur_db_rollback_lose_rows={value}", playbook="rollback.yml")
+    assert ("would replace the databases of 2 hosts" in told) == counts
+    assert ("TASK [abathur_db : Go back]" in told) != counts
+
+
 def test_a_removal_stops_at_a_directory_of_the_system_s(tmp_path: Path) -> None:
     common = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
     hosts = {f"h{number}": {**common, name: path} for number, (path, name) in enumerate(REMOVED.items())}

@@ -31,6 +31,7 @@ from abathur_db import (
     replica,
     replication,
     report,
+    restore,
     schema,
     standby,
     status,
@@ -262,6 +263,40 @@ def test_a_lineage_is_found_also_when_the_ones_before_it_were_deleted(
     assert replica.lineage(primary, found) == 5
 
 
+def test_a_host_whose_lineage_was_deleted_still_sees_the_ones_that_others_have_begun(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was off meanwhile: it is neither the primary nor level with it."""
+    conf = as_root(primary)
+    replicated(primary, monkeypatch, 1, "user:1")
+    with following(follower):
+        caught_up(follower)
+    store = replica.SETTINGS.parent / "store"
+    (store / "0001").rename(store / "0004")
+    assert "of lineage 0004" in standby.level(follower, replica.required(follower), 0)[0]
+    settings(primary, follows=False)
+    host.FENCE.write_text("now\n")
+    with pytest.raises(Failure, match="lineage 0004 is newer than this host's"):
+        failover.promote(conf, lose_rows=False, alone=True)
+    assert not all(each.ok for each in replication._alone(primary, replica.required(primary)))
+    assert failover.rejoin(conf, dry_run=True).changed
+
+
+def test_a_standby_that_is_started_again_goes_on_from_what_it_followed(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 1, "user:1")
+    store = replica.SETTINGS.parent / "store"
+    # One that is new to the replica would find none of those after the tenth.
+    for former, number in (("0001", 8), ("0008", 11)):
+        (store / former).rename(store / f"{number:04}")
+        with following(follower) as ended:
+            found = replica.required(follower)
+            while not ended and standby.known(follower, found)["lineage"] != number:
+                time.sleep(0.05)
+            assert ended == []
+
+
 def test_a_standby_that_makes_a_new_copy_is_given_time_for_it(
     primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +433,8 @@ def test_a_fence_that_is_not_complete_can_be_taken_back_while_the_store_is_away(
     assert host.fenced()
     (host.UNITS / "multi-user.target.wants").mkdir()
     (host.UNITS / "multi-user.target.wants" / replica.UNIT).symlink_to("/nowhere")
-    assert failover.promote(conf, lose_rows=False, alone=True).changed
+    said = failover.promote(conf, lose_rows=False, alone=True).summary
+    assert "whether another host was promoted could not be seen: /nonexistent/litestream cannot be run" in said
     assert not host.fenced()
     assert told[-1] == "start abathur.service"
 
@@ -496,6 +532,32 @@ def test_a_promotion_that_was_cut_before_the_application_ran_is_finished_by_the_
     assert not failover.promote(conf, lose_rows=False, alone=True).changed
 
 
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("step", ["forget", "note"])
+def test_a_promotion_of_a_former_primary_that_was_cut_is_finished_by_the_next(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    conf = as_root(follower)
+    replicated(primary, monkeypatch, 1, "user:1")
+    store = replica.SETTINGS.parent / "store"
+    shutil.copytree(store / "0001", store / "0012")
+    (store / "0001").rename(store / "0011")
+    settings(follower, follows=True)
+    replica.remember(follower, {"lineage": 11, "url": replica.required(follower).url, "file": "put aside"})
+    (follower.install_directory / "kept").mkdir()
+    host.FENCE.write_text("now\n")
+    with following(follower):
+        assert caught_up(follower).lineage == 12
+        with monkeypatch.context() as patch:
+            patch.setattr(release, step, lambda *_: (_ for _ in ()).throw(Failure("killed", "")))
+            with pytest.raises(Failure, match="killed"):
+                failover.promote(conf, lose_rows=False, alone=True)
+    assert failover.promote(conf, lose_rows=False, alone=True).changed
+    # What a rollback would return to was a standby's.
+    assert not (follower.install_directory / "kept").exists()
+    assert replica.lineage(follower, replica.required(follower)) == 13
+
+
 def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(
     primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +586,25 @@ def test_a_copy_that_was_stopped_before_the_last_change_is_fetched_anew(
     taken = failover._take(follower, found)
     assert taken["lineage"] == 1
     assert taken["recovery_point"].startswith("20")
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
+
+
+def test_of_two_promotions_at_once_the_later_one_does_not_replace_the_database(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 3, "user:1")
+    with following(follower):
+        caught_up(follower)
+    to_wal = restore.to_wal
+
+    def meanwhile(path: Path) -> None:
+        to_wal(path)
+        shutil.copy(path, follower.database)
+        rows(follower.database, 4, "user:2")
+
+    monkeypatch.setattr(restore, "to_wal", meanwhile)
+    with pytest.raises(Failure, match="another promotion was faster"):
+        failover._take(follower, replica.required(follower))
     assert value(follower.database, "SELECT count(*) FROM memory_entries") == 7
 
 
@@ -641,7 +722,10 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
         failover.rejoin(conf)
     host.FENCE.write_text("now\n")
     assert failover.promote(conf, lose_rows=False, alone=True, dry_run=True).changed
-    assert "the fence is gone" in failover.promote(conf, lose_rows=False, alone=True).summary
+    assert (
+        "the fence is gone; one that was promoted a moment ago"
+        in failover.promote(conf, lose_rows=False, alone=True).summary
+    )
     shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
     with service(primary, monkeypatch):
         result = replication.replication(primary)
@@ -661,15 +745,20 @@ def test_the_older_of_two_primaries_says_so_and_rejoins_with_its_database_kept(
 
 
 def test_the_older_of_two_primaries_goes_on_once_it_has_begun_a_newer_lineage(
-    primary: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    primary: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: list[str]
 ) -> None:
     replicated(primary, monkeypatch, 2, "user:1")
     shutil.copytree(tmp_path / "store/0001", tmp_path / "store/0002")
     with pytest.raises(Failure, match="lineage 0002 is newer than this host's") as refused:
         failover.promote(as_root(primary), lose_rows=False, alone=False)
-    known = replica.home(primary) / "lineage.json"
-    assert f"rm {known} && systemctl restart {replica.UNIT}" in refused.value.hint
-    known.unlink()
+    assert refused.value.hint.endswith("abathur-db promote --new-lineage")
+    dry = failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True, dry_run=True)
+    assert dry.changed
+    assert replica.newer(primary, replica.required(primary)) == 2
+    result = failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True)
+    assert result.summary.endswith("its replication begins lineage 0003")
+    assert told[0] == f"stop {replica.UNIT}"
+    assert told[-2:] == [f"enable --now {replica.UNIT}", "start abathur.service"]
     with service(primary, monkeypatch):
         assert replication.replication(primary).summary.endswith("in lineage 0003")
     assert "it is a primary" in failover.promote(as_root(primary), lose_rows=False, alone=False).summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import resource
 import signal
 import sqlite3
 import stat
@@ -126,6 +127,42 @@ def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_repl
         assert restore.restore(conf, str(named)).ok
         assert value(conf.database, "SELECT count(*) FROM sessions WHERE id = 'in the log'") == 1
     assert value(kept / "abathur.db", "SELECT count(*) FROM sessions WHERE id = 'in the log'") == 1
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Path:
+    """Return a database of other origin, most of whose rows are in its log alone."""
+    made, theirs = tmp_path / "made.db", tmp_path / "theirs.db"
+    schema.build(made)
+    with database.opened(made, 0) as connection:
+        connection.execute("INSERT INTO sessions (id, app_name, user_id) VALUES ('theirs', 'a', 'u')")
+        rows(made, 1000)
+        for source, target in zip(database.files(made)[:2], database.files(theirs)[:2], strict=True):
+            target.write_bytes(source.read_bytes())
+    return theirs
+
+
+@pytest.mark.usefixtures("saved")
+def test_rows_of_a_log_that_find_no_room_are_not_left_out(conf: Config, logged: Path) -> None:
+    size = database.sidecars(logged)[0].stat().st_size
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A file of that size, and none larger.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        with pytest.raises(Failure, match=r"SQLite failed on .*: disk I/O error"):
+            restore.restore(conf, str(logged))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert count(conf.database) == 1
+    assert restore.restore(conf, str(logged)).ok
+    assert count(conf.database, "memory_entries") == 1000
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_file_of_other_origin_that_somebody_has_open_is_not_taken(conf: Config, logged: Path) -> None:
+    with at_work(READER, logged, "read"), pytest.raises(Failure, match=r"theirs.db is open in .*; nothing was changed"):
+        restore.restore(conf, str(logged))
+    assert count(conf.database) == 1
 
 
 def test_a_corrupt_database_is_replaced_and_kept(conf: Config, saved: str) -> None:

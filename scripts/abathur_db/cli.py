@@ -223,6 +223,14 @@ COMMANDS = {
                 {"action": "store_true", "dest": "lose_rows", "help": "also when it lacks rows of the replica"},
             ),
             ("--alone", {"action": "store_true", "help": "its primary is fenced, or known to be off"}),
+            (
+                "--new-lineage",
+                {
+                    "action": "store_true",
+                    "dest": "new_lineage",
+                    "help": "on a primary: begin a lineage newer than another host's, which is fenced",
+                },
+            ),
         ),
     ),
     "rejoin": Command(

@@ -119,36 +119,47 @@ def _unfence(config: Config) -> None:
 
 
 def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
-    """Return nothing. Raises Failure when another host has begun a newer lineage than this host's own, or may have."""
+    """Return which other primary could not be seen.
+
+    Raises Failure when another host has begun a newer lineage than this host's own, or may have.
+    """
     try:
         newer = replica.newer(config, found)
-    except Failure:
+    except Failure as failure:
         # Until the fence is complete no playbook promotes another host, and a store that is away must not stop both.
         if not _replicates():
             raise
-        return {}
+        return {"added": f"whether another host was promoted could not be seen: {failure}"}
     if newer:
         raise Failure(
             f"lineage {newer:04} is newer than this host's: another host is the primary",
-            "make this one a standby: ansible-playbook playbooks/rejoin.yml; to go on with this one instead: fence the "
-            f"other, then begin a newer lineage here: rm {replica.home(config)}/lineage.json && systemctl restart "
-            f"{replica.UNIT}",
+            "make this one a standby: ansible-playbook playbooks/rejoin.yml; to go on with this one instead, "
+            "fence the other, then here: abathur-db promote --new-lineage",
         )
-    return {}
+    return {"added": "one that was promoted a moment ago, whose first copy has not arrived yet, could not be seen"}
 
 
-def promote(config: Config, lose_rows: bool, alone: bool, dry_run: bool = False) -> Result:
+def _outdo(config: Config, found: replica.Settings) -> dict[str, Any]:
+    """Have the replication begin a lineage newer than all at its next start; return that in words."""
+    newest = replica.newest(config, found)
+    replica.remember(config, {"lineage": newest, "url": found.url})
+    return {"added": f"its replication begins lineage {newest + 1:04}"}
+
+
+def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = False, dry_run: bool = False) -> Result:
     """Make a standby the primary: last changes, full check, its own lineage, the application started. Runs as root.
 
     On a fenced primary that no other one has replaced, the fence goes. `lose_rows`: also when the copy is behind the
     replica by more than the limit of the lag. `alone`: its primary is fenced or off, which a standby cannot see.
-    Can be run again after it was killed. Raises Failure where another host is the primary, or may be.
+    `new_lineage`: on a primary, begin one that is newer than another host's, which is fenced. Can be run again after it
+    was killed. Raises Failure where another host is the primary, or may be.
     """
     found = replica.required(config)
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
-    if own and not found.standby:
-        host.as_owner(config.owner, lambda: _sole(config, found))
-    if own and not host.fenced() and not release.stopped(config):
+    added = ""
+    if own and not found.standby and not new_lineage:
+        added = f"; {host.as_owner(config.owner, lambda: _sole(config, found))['added']}"
+    if own and not new_lineage and not host.fenced() and not release.stopped(config):
         return Result("promote", f"{config.database} is this host's own already: it is a primary")
     if not own and not alone:
         raise Failure(
@@ -159,6 +170,9 @@ def promote(config: Config, lose_rows: bool, alone: bool, dry_run: bool = False)
         said = {} if own else host.as_owner(config.owner, lambda: _caught_up(config, found, lose_rows))
         return Result("promote", "would make this host the primary", changed=True, data=said)
     data: dict[str, Any] = {}
+    if own and new_lineage:
+        host.control("stop", replica.UNIT)
+        added = f"; {host.as_owner(config.owner, lambda: _outdo(config, found))['added']}"
     if not own:
         begun = time.monotonic()
         host.control("start", replica.FOLLOW)
@@ -166,11 +180,11 @@ def promote(config: Config, lose_rows: bool, alone: bool, dry_run: bool = False)
         host.control("stop", replica.FOLLOW)
         data["seconds_to_catch_up"] = round(time.monotonic() - begun, 3)
         data |= host.as_owner(config.owner, lambda: _take(config, found))
+    if found.standby:
+        release.forget(config)
     _note(standby_now=False)
     # Killed before they run, this goes on at the next try.
     units = [replica.UNIT, *_application(config)]
-    if found.standby:
-        release.forget(config)
     release.note(config, units)
     _unfence(config)
     if (host.UNITS / replica.FOLLOW).exists():
@@ -181,8 +195,7 @@ def promote(config: Config, lose_rows: bool, alone: bool, dry_run: bool = False)
         f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
         if data
-        else f"{config.database} is this host's own, and the fence is gone; one that was promoted a moment ago, whose"
-        " first copy has not arrived yet, could not be seen"
+        else f"{config.database} is this host's own, and the fence is gone{added}"
     )
     hint = "its timers come with a deploy: ansible-playbook deploy.yml"
     return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)
@@ -238,6 +251,11 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
             pass
     copy.path.chmod(0o600)
     restore.to_wal(copy.path)
+    # Else one that this host, once a primary, has not begun would look like another primary's.
+    replica.remember(config, {**standby.known(config, found), **({"lineage": point.lineage} if point else {})})
+    # One that was cut off from its controller, and goes on while this was begun anew: its application writes by now.
+    if database.exists(config.database):
+        raise Failure(f"{config.database} is there by now: another promotion was faster", "see it: abathur-db status")
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))

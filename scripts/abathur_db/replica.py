@@ -39,7 +39,7 @@ CREDENTIAL = "replica"
 """The secret of the store, lent by systemd: an AWS shared credentials file, or for SFTP a private key."""
 
 DELETED = 9
-"""How many of the oldest lineages may be gone for a host that knows of none: each costs it a look at the store."""
+"""How many lineages may be gone after the last one that a host knows of: each costs it a look at the store."""
 
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
@@ -153,12 +153,17 @@ def lineage(config: Config, found: Settings) -> int:
     wanted = {"url": found.url, "file": _identity(config.database)}
     if known and {name: known.get(name) for name in wanted} == wanted:
         return int(known["lineage"])
-    number = newest(config, found, _own(config, found)) + 1
+    number = newest(config, found) + 1
     # What a former file had left to send would be sent as if it were this one's.
     shutil.rmtree(home(config), ignore_errors=True)
-    guarded.directory(home(config))
-    runs.write_whole(home(config) / "lineage.json", json.dumps({"lineage": number, **wanted}) + "\n", durable=True)
+    remember(config, {"lineage": number, **wanted})
     return number
+
+
+def remember(config: Config, known: dict[str, Any]) -> None:
+    """Note the lineage that this host has begun, or without a `file` the one that it has taken: it begins the next."""
+    guarded.directory(home(config))
+    runs.write_whole(home(config) / "lineage.json", json.dumps(known) + "\n", durable=True)
 
 
 def last_lineage(config: Config) -> dict[str, Any] | None:
@@ -171,7 +176,7 @@ def last_lineage(config: Config) -> dict[str, Any] | None:
 
 
 def _own(config: Config, found: Settings) -> int:
-    """Return the number of the lineage that this host has begun last at this URL, 0 for none."""
+    """Return the number of the lineage that this host has begun or taken last at this URL, 0 for none."""
     last = last_lineage(config)
     return int(last["lineage"]) if last and last.get("url") == found.url else 0
 
@@ -183,31 +188,32 @@ def _identity(path: Path) -> str:
 
 
 def newest(config: Config, found: Settings, since: int = 0) -> int:
-    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there.
+    """Return the number of the newest lineage of the replica, 0 for none; `since`: one that was there, as this host's.
 
-    The oldest ones may have been deleted. Raises Failure when it cannot be read.
+    They and others after them may have been deleted, the oldest first. Raises Failure when it cannot be read.
     """
-    number = since or _oldest(config, found)
+    number = _oldest(config, found, max(since, _own(config, found)))
     while changes(config, found, number + 1):
         number += 1
     return number
 
 
-def _oldest(config: Config, found: Settings) -> int:
-    """Return the number of the oldest lineage that is there, 0 for none."""
-    if changes(config, found, 1):
-        return 1
+def _oldest(config: Config, found: Settings, since: int) -> int:
+    """Return the number of the oldest lineage that is there from one on; that one itself when none is."""
+    first = max(since, 1)
+    if changes(config, found, first):
+        return first
     # Together: over SFTP each is a connection. A server takes ten at a time that have not logged in (MaxStartups).
     with ThreadPoolExecutor(5) as pool:
-        numbers = range(2, DELETED + 2)
+        numbers = range(first + 1, first + DELETED + 1)
         there = pool.map(lambda number: changes(config, found, number), numbers)
-        return next((number for number, each in zip(numbers, there, strict=True) if each), 0)
+        return next((number for number, each in zip(numbers, there, strict=True) if each), since)
 
 
 def newer(config: Config, found: Settings) -> int:
     """Return the number of a lineage newer than this host's own, 0 for none. Raises Failure without an answer."""
     own = _own(config, found)
-    number = newest(config, found, own) if own else 0
+    number = newest(config, found) if own else 0
     return number if number > own else 0
 
 
@@ -236,7 +242,7 @@ def point(config: Config, found: Settings, moment: datetime | None = None) -> Po
 
     Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
     """
-    for number in range(newest(config, found, _own(config, found)), 0, -1):
+    for number in range(newest(config, found), 0, -1):
         times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
         if not times or (moment and min(times) > moment):
             continue

@@ -98,6 +98,9 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     """
     if not path.is_file():
         raise Failure(f"there is no backup file {path}", "see what there is: abathur-db backups")
+    # Copied while somebody writes, file and log would not be of one moment, which no check has to find.
+    if holders := host.processes_with(path, *database.sidecars(path)):
+        raise _open_elsewhere(path, [], holders)
     free = host.free_bytes(staged) - config.minimum_free_mb * host.MB
     packing.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
@@ -144,6 +147,8 @@ def to_wal(staged: Path) -> None:
     """Make a closed copy a database in WAL mode, on the disk."""
     with database.opened(staged, 0) as connection:
         database.enable_wal(connection, staged)
+        # Closing does it as well, but says nothing when the disk is full, and half of a log would look like damage.
+        database.checkpoint(connection)
     database.sync(staged)
 
 

@@ -106,7 +106,7 @@ def follow(config: Config) -> Result:
             "put it into the inventory group abathur_standby and run playbooks/rejoin.yml",
             Exit.USAGE,
         )
-    number = replica.newest(config, found)
+    number = replica.newest(config, found, _since(config, found))
     if not number:
         raise Failure(f"{found.url} has no lineage to follow yet", "deploy its primary: ansible-playbook deploy.yml")
     place(config).mkdir(mode=0o700, exist_ok=True)
@@ -182,8 +182,7 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
     """
     deadline = time.monotonic() + seconds
     try:
-        since = known(config, found)
-        lineage = replica.newest(config, found, since["lineage"] if since["url"] == found.url else 0)
+        lineage = replica.newest(config, found, _since(config, found))
         wanted, moment = _last(config, found, lineage)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure), ""
@@ -206,6 +205,12 @@ def known(config: Config, found: replica.Settings) -> dict[str, Any]:
     """Return what is followed, named as replica.last_lineage names it."""
     copy = current(config)
     return {"lineage": copy.lineage, "url": copy.url} if copy else {"lineage": 0, "url": found.url}
+
+
+def _since(config: Config, found: replica.Settings) -> int:
+    """Return the number of a lineage that was there: the one that was followed, at the same place."""
+    copy = known(config, found)
+    return int(copy["lineage"]) if copy["url"] == found.url else 0
 
 
 def first_copy_age(config: Config) -> float:
