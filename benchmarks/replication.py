@@ -346,6 +346,7 @@ def measure(source: Path, home: Path, rounds: int, say: Callable[[str], None]) -
             sum(each[OURS]["broken"] for each in runs),
             {HAND: sum(each[HAND]["broken"] for each in runs)},
         ),
+        figure("replication", f"rows missing after {KILLS} killed writers", "rows", "rows lost to kills"),
         figure("failover", "recovery point", "s", "recovery point", 1),
         figure("failover", "acknowledged rows lost", "rows", "rows lost"),
         figure("failover", "recovery time, fully checked", "s", "recovery time", 30),

@@ -19,7 +19,7 @@ from abathur_db.result import Check, Failure, Result, summarize
 LOG = f"see why: journalctl -u {UNIT.removesuffix('.service')} -n 50"
 
 FIRST_COPY_SECONDS = 900
-"""Time in which the first copy of a lineage may still be on its way: 10 GB took 200 s (README, Measured)."""
+"""Time in which the first copy of a lineage may still be on its way: 10 GB took some 200 s."""
 
 RECENT_SECONDS = 120
 """Age up to which a failed start is the one that matters: systemd tries again every 10 s."""
