@@ -33,6 +33,7 @@ for table in $tables; do
   echo "$table: $here rows here, $there there"
   [ "$here" = "$there" ]
 done
-for table in $(ask "SELECT name FROM sqlite_schema WHERE sql LIKE '%AUTOINCREMENT%'"); do
-  "${send[@]}" -At -c "SELECT setval(pg_get_serial_sequence('$table', 'id'), max(id)) FROM $table" >/dev/null
-done
+ask "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.sql LIKE '%AUTOINCREMENT%' AND c.pk" |
+  while IFS='|' read -r table key; do
+    "${send[@]}" -At -c "SELECT setval(pg_get_serial_sequence('$table', '$key'), max($key)) FROM $table" </dev/null >/dev/null
+  done

@@ -357,6 +357,8 @@ def test_a_copy_that_is_none_does_not_answer(follower: Config) -> None:
     assert not standby.checks(follower)[0].ok
     (folder / "abathur.db-txid").write_text("no number")
     assert standby.copies(follower)[0].applied() == 0
+    (folder / "ready").unlink()
+    assert standby.copies(follower)[0].url == ""
 
 
 def test_a_fence_stops_all_that_writes_and_is_there_once(primary: Config, told: list[str]) -> None:
@@ -496,6 +498,7 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
     assert told == [
         f"start {replica.FOLLOW}",
         f"stop {replica.FOLLOW}",
+        f"enable {replica.UNIT}",
         "daemon-reload",
         f"disable --now {replica.FOLLOW}",
         f"enable --now {replica.UNIT}",
@@ -647,6 +650,9 @@ def test_a_copy_of_another_replica_is_not_level_and_is_not_promoted(
     with following(follower):
         copy = caught_up(follower)
         recorded(follower, replication.replication(follower))
+    copy.ready.write_text("")  # as an earlier tool left it
+    assert standby.level(follower, replica.required(follower), 0)[0] == ""
+    copy.ready.write_text(replica.required(follower).url)
     moved = f"{copy.url}/moved"
     shutil.copytree(replica.SETTINGS.parent / "store/0001", replica.SETTINGS.parent / "store/moved/0001")
     settings(follower, follows=True, url=moved)
@@ -655,6 +661,9 @@ def test_a_copy_of_another_replica_is_not_level_and_is_not_promoted(
     with pytest.raises(Failure, match="had all of the replica at an unknown time"):
         failover.promote(as_root(follower), lose_rows=False, alone=True, dry_run=True)
     assert not replication.replication(follower).data["arrived"]
+    settings(follower, follows=True)
+    shutil.rmtree(replica.SETTINGS.parent / "store/0001")
+    assert standby.level(follower, replica.required(follower), 0)[0] == "the replica has no lineage 0001 any more"
 
 
 def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
@@ -755,6 +764,11 @@ def test_the_older_of_two_primaries_goes_on_once_it_has_begun_a_newer_lineage(
     dry = failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True, dry_run=True)
     assert dry.changed
     assert replica.newer(primary, replica.required(primary)) == 2
+    settings(primary, follows=False, litestream="/nonexistent/litestream")
+    with pytest.raises(Failure, match="/nonexistent/litestream cannot be run"):
+        failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True)
+    assert told == []
+    settings(primary, follows=False)
     result = failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True)
     assert result.summary.endswith("its replication begins lineage 0003")
     assert told[0] == f"stop {replica.UNIT}"

@@ -139,13 +139,6 @@ def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
     return {"added": "one that was promoted a moment ago, whose first copy has not arrived yet, could not be seen"}
 
 
-def _outdo(config: Config, found: replica.Settings) -> dict[str, Any]:
-    """Have the replication begin a lineage newer than all at its next start; return that in words."""
-    newest = replica.newest(config, found)
-    replica.remember(config, {"lineage": newest, "url": found.url})
-    return {"added": f"its replication begins lineage {newest + 1:04}"}
-
-
 def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = False, dry_run: bool = False) -> Result:
     """Make a standby the primary: last changes, full check, its own lineage, the application started. Runs as root.
 
@@ -171,8 +164,11 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
         return Result("promote", "would make this host the primary", changed=True, data=said)
     data: dict[str, Any] = {}
     if own and new_lineage:
+        # Asked before anything is stopped: the store may be away.
+        last = host.as_owner(config.owner, lambda: {"lineage": replica.newest(config, found), "url": found.url})
         host.control("stop", replica.UNIT)
-        added = f"; {host.as_owner(config.owner, lambda: _outdo(config, found))['added']}"
+        host.as_owner(config.owner, lambda: replica.remember(config, last))
+        added = f"; its replication begins lineage {last['lineage'] + 1:04}"
     if not own:
         begun = time.monotonic()
         host.control("start", replica.FOLLOW)
@@ -182,6 +178,8 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
         data |= host.as_owner(config.owner, lambda: _take(config, found))
     if found.standby:
         release.forget(config)
+    # Before it is no standby any more: killed then, it goes on at the next try, also while the store is away.
+    host.control("enable", replica.UNIT)
     _note(standby_now=False)
     # Killed before they run, this goes on at the next try.
     units = [replica.UNIT, *_application(config)]
@@ -251,11 +249,12 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
             pass
     copy.path.chmod(0o600)
     restore.to_wal(copy.path)
-    # Else one that this host, once a primary, has not begun would look like another primary's.
-    replica.remember(config, {**standby.known(config, found), **({"lineage": point.lineage} if point else {})})
     # One that was cut off from its controller, and goes on while this was begun anew: its application writes by now.
     if database.exists(config.database):
         raise Failure(f"{config.database} is there by now: another promotion was faster", "see it: abathur-db status")
+    # Else one that this host, once a primary, has not begun would look like another primary's.
+    taken = {"lineage": point.lineage, "url": found.url} if point else standby.known(config, found)
+    replica.remember(config, taken)
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))

@@ -160,10 +160,14 @@ def lineage(config: Config, found: Settings) -> int:
     return number
 
 
-def remember(config: Config, known: dict[str, Any]) -> None:
-    """Note the lineage that this host has begun, or without a `file` the one that it has taken: it begins the next."""
+def remember(config: Config, known: dict[str, Any]) -> dict[str, Any]:
+    """Note the lineage that this host has begun, or without a `file` the one that it has taken: it begins the next.
+
+    Returns what was noted.
+    """
     guarded.directory(home(config))
     runs.write_whole(home(config) / "lineage.json", json.dumps(known) + "\n", durable=True)
+    return known
 
 
 def last_lineage(config: Config) -> dict[str, Any] | None:

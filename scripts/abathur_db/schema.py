@@ -183,7 +183,7 @@ def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
         return None
     if identity == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         # An application that found no database has made one.
-        hint = f"move it away (mv {path} {path}.empty), then bring the database back: deploy again, or restore a backup"
+        hint = f"stop the application, move it away (mv {path} {path}.empty), then deploy again, or restore a backup"
         return Failure(f"{path} has no table", hint)
     said = f"{path} belongs to another application (application_id {identity:#010x})"
     if identity == 0:

@@ -186,17 +186,18 @@ def level(config: Config, found: replica.Settings, seconds: float) -> tuple[str,
         wanted, moment = _last(config, found, lineage)
     except Failure as failure:
         return str(failure).partition("cannot be read: ")[2] or str(failure), ""
-    if not lineage:
-        return "the replica has no lineage yet", ""
+    if not wanted:
+        return f"the replica has no lineage {lineage:04} any more" if lineage else "the replica has no lineage yet", ""
     while True:
         copy = current(config)
-        if copy and (copy.url, copy.lineage) == (found.url, lineage) and copy.applied() >= wanted:
+        # A copy that an earlier tool has marked does not say where it is from.
+        if copy and (copy.url or found.url, copy.lineage) == (found.url, lineage) and copy.applied() >= wanted:
             return "", moment
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
     has = f"transaction {copy.applied()} of lineage {copy.lineage:04}" if copy else "nothing yet"
-    if copy and copy.url != found.url:
+    if copy and copy.url not in ("", found.url):
         has += f" of {copy.url}"
     return f"the copy has {has}, the replica transaction {wanted} of lineage {lineage:04}", moment
 
