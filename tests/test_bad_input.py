@@ -436,8 +436,8 @@ DATABASES = {
     "no table": refused(
         lambda path: run(path, "PRAGMA journal_mode = WAL"),
         "has no table",
-        "stop the application, move it away (mv {home}/abathur.db {home}/abathur.db.empty), then deploy again, or restore "
-        "a backup",
+        "stop the application, move it away (mv {home}/abathur.db {home}/abathur.db.empty), then deploy again, or "
+        "restore a backup",
     ),
     "another application's tables": refused(
         lambda path: run(path, "CREATE TABLE x (y)"),
