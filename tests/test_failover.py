@@ -694,6 +694,22 @@ def test_a_standby_that_is_behind_is_promoted_only_when_told_so(
     assert "cannot be run" in failover._caught_up(follower, replica.required(follower), lose_rows=True)["fault"]
 
 
+@pytest.mark.usefixtures("told")
+def test_a_standby_that_is_promoted_without_the_replica_says_what_it_may_lack(
+    primary: Config, follower: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicated(primary, monkeypatch, 2, "user:1")
+    with following(follower):
+        caught_up(follower)
+    settings(follower, follows=True, litestream="/nonexistent/litestream")
+    host.FENCE.write_text("now\n")
+    said = failover.promote(as_root(follower), lose_rows=True, alone=True).summary
+    assert said.endswith(
+        "it may lack changes of the replica: /nonexistent/litestream cannot be run: No such file or directory"
+    )
+    assert value(follower.database, "SELECT count(*) FROM memory_entries") == 2
+
+
 def test_a_standby_and_a_fenced_host_are_not_rolled_back(follower: Config, told: list[str]) -> None:
     for follows, fence in ((True, False), (False, True)):
         settings(follower, follows=follows)

@@ -192,6 +192,7 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
     told = (
         f"the copy of lineage {data['lineage']:04}, with all until {data['recovery_point']}, is the database now"
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
+        f"{'; it may lack changes of the replica: ' + data['fault'] if data['fault'] else ''}"
         if data
         else f"{config.database} is this host's own, and the fence is gone{added}"
     )
@@ -258,7 +259,7 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     os.rename(copy.path, config.database)
     database.sync(config.database.parent)
     shutil.rmtree(standby.place(config))
-    fetched = {"lineage": point.lineage, "recovery_point": point.moment.isoformat()} if point else {}
+    fetched = {"lineage": point.lineage, "recovery_point": point.moment.isoformat(), "fault": ""} if point else {}
     return {**fetched, "seconds_to_check": round(time.monotonic() - begun, 3)}
 
 
