@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from abathur_db import guarded
@@ -34,6 +35,23 @@ def test_what_is_planted_is_neither_read_nor_opened_for_writing(tmp_path: Path, 
         guarded.read_text(tmp_path / "file")
     with pytest.raises(Failure, match=message):
         guarded.opened(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+
+
+def test_a_link_that_was_swapped_for_a_file_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    path.symlink_to("/etc/passwd")
+    other.touch()
+    original = os.open
+
+    def swapped(*arguments: Any) -> int:
+        try:
+            return original(*arguments)
+        finally:
+            other.rename(path)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(Failure, match="file was a symbolic link a moment ago"):
+        guarded.read_text(path)
 
 
 def test_a_new_file_takes_the_place_of_what_was_planted_and_leaves_what_it_pointed_to(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def exists(path: Path) -> bool:
     except OSError as error:
         raise Failure(f"{path} cannot be reached: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
     if stat.S_ISLNK(found.st_mode):
-        raise Failure(f"{path} is a symbolic link to {os.readlink(path)}", "configure the real path")
+        raise Failure(f"{path} {guarded.link(path)}", "configure the real path")
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise Failure(f"{path} is {kind}, not a database", f"configure another path, or look: ls -ld {path}")

@@ -32,6 +32,14 @@ def read_text(path: Path) -> str:
     return data.decode("utf-8")
 
 
+def link(path: Path) -> str:
+    """Return in words what a symlink points to; somebody may have put something else in its place by now."""
+    try:
+        return f"is a symbolic link to {os.readlink(path)}"
+    except OSError:
+        return "was a symbolic link a moment ago"
+
+
 def opened(path: Path, flags: int) -> int:
     """Open a regular file and return its descriptor: no symlink, no FIFO, no device, no second name of another file.
 
@@ -41,8 +49,8 @@ def opened(path: Path, flags: int) -> int:
         # Non-blocking: a FIFO without a writer would be waited for for ever.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if error.errno == errno.ELOOP and path.is_symlink():
-            raise _planted(path, f"is a symbolic link to {os.readlink(path)}") from None
+        if error.errno == errno.ELOOP:
+            raise _planted(path, link(path)) from None
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise _planted(path, "is not a regular file") from None
         raise
@@ -90,7 +98,7 @@ def directory(path: Path) -> None:
     except OSError as error:
         raise Failure(f"{path} cannot be made: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
     if path.is_symlink():
-        raise _planted(path, f"is a symbolic link to {os.readlink(path)}")
+        raise _planted(path, link(path))
 
 
 def _planted(path: Path, what: str) -> Failure:
