@@ -20,6 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Isolated mode: neither the caller's directory nor PYTHON* variables reach a tool that root may run.
 SHEBANG = b"#!/usr/bin/python3 -I\n"
+# A deploy changes what the link on the caller's path leads to, also while a job starts: all is read from one release.
+MAIN = b"""import os
+import sys
+
+sys.path[0] = os.path.realpath(sys.path[0])
+
+from abathur_db.__main__ import run
+
+sys.exit(run())
+"""
 BUNDLED = ("aiosqlite", "tqdm")
 """Pure-Python distributions that travel in the archive."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -36,7 +46,7 @@ def sources() -> dict[str, bytes]:
     for each in (ROOT / "sql").rglob("*"):
         if each.is_file():
             found[f"abathur_db/sql/{each.relative_to(ROOT / 'sql').as_posix()}"] = each.read_bytes()
-    found["__main__.py"] = b"import sys\n\nfrom abathur_db.__main__ import run\n\nsys.exit(run())\n"
+    found["__main__.py"] = MAIN
     for name in BUNDLED:
         found |= _distribution(name)
     return found

@@ -104,3 +104,22 @@ def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Pa
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert {each.stat().st_uid for each in home.rglob("*")} == {pwd.getpwnam("nobody").pw_uid}
+
+
+def test_a_tool_that_starts_while_a_deploy_changes_the_link_is_of_one_release(tmp_path: Path) -> None:
+    link, following = tmp_path / "abathur-db", tmp_path / "next"
+    swaps = f"import os\ndef run():\n    os.replace({str(following)!r}, {str(link)!r})\n"
+    main = swaps + "    from abathur_db import late\n    print(late.RELEASE)\n    return 0\n"
+    for release, padding in (("one", 0), ("two", 5000)):
+        files = {
+            "__main__.py": build.MAIN,
+            "abathur_db/__init__.py": b"#" * padding,
+            "abathur_db/__main__.py": main.encode(),
+            "abathur_db/late.py": f"RELEASE = {release!r}\n".encode(),
+        }
+        (tmp_path / release).write_bytes(build.archive(files))
+    link.symlink_to("one")
+    following.symlink_to("two")
+    done = subprocess.run([sys.executable, "-I", link], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("one\n", "")
+    assert link.readlink() == Path("two")
