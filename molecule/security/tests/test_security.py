@@ -45,7 +45,7 @@ def test_each_unit_of_the_bundle_is_among_those_that_are_measured(host: Any) -> 
 
 def whose(host: Any) -> dict[str, set[str]]:
     """Return who owns what is in each directory of the bundle."""
-    return {path: set(host.check_output(f"find {path} -printf '%u\n'").split()) for path in OWNED}
+    return {path: set(host.check_output(f"find {path} -ignore_readdir_race -printf '%u\n'").split()) for path in OWNED}
 
 
 def as_user(host: Any, script: str) -> Any:
@@ -189,8 +189,8 @@ def test_remove_told_twice_deletes_links_and_not_what_they_point_to(host: Any, p
 @pytest.mark.parametrize("umask", ["000", "077"])
 def test_a_run_by_root_leaves_files_of_the_owner_alone_whatever_the_umask(host: Any, umask: str) -> None:
     host.check_output(f"sh -c 'umask {umask}; abathur-db backup; abathur-db drill; abathur-db analyze'")
-    assert host.check_output(f"find {OURS} -perm /007 -o -perm /020 -not -name handover") == ""
-    assert host.check_output("find /var/lib/abathur -perm /077") == ""
+    assert host.check_output(f"find {OURS} -ignore_readdir_race -perm /007 -o -perm /020 -not -name handover") == ""
+    assert host.check_output("find /var/lib/abathur -ignore_readdir_race -perm /077") == ""
     assert whose(host) == OWNED
 
 
