@@ -787,6 +787,7 @@ def test_the_older_of_two_primaries_goes_on_once_it_has_begun_a_newer_lineage(
     settings(primary, follows=False)
     result = failover.promote(as_root(primary), lose_rows=False, alone=False, new_lineage=True)
     assert result.summary.endswith("its replication begins lineage 0003")
+    assert result.hint == ""
     assert told[0] == f"stop {replica.UNIT}"
     assert told[-2:] == [f"enable --now {replica.UNIT}", "start abathur.service"]
     with service(primary, monkeypatch):

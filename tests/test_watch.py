@@ -337,3 +337,72 @@ def test_a_look_at_the_database_leaves_the_locks_of_this_process(
         done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
     assert ("database is locked" in done.stderr) == kept
     assert (done.stdout == "delete\n") != kept
+
+
+def lose(conf: Config, levels: Path, damage: Callable[[Path], Any]) -> tuple[Path, bytes]:
+    """Damage a file of those of the first level that are put together next, and return it, and what stood in it.
+
+    Neither the first of them nor the last: Litestream does not see that the one is gone, and sends the other anew.
+    """
+    while True:
+        rows(conf.database, 1, f"user:{time.monotonic_ns()}")
+        time.sleep(0.2)
+        last = max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default="")
+        waiting = sorted(each for each in (levels / "1").glob("*.ltx") if each.name > last)
+        if len(waiting) < 3:
+            continue
+        whole = waiting[-2].read_bytes()
+        damage(waiting[-2])
+        if last == max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default=""):
+            return waiting[-2], whole
+        waiting[-2].write_bytes(whole)
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: os.truncate(path, 200),
+        lambda path: path.write_bytes(os.urandom(200)),
+    ],
+    ids=["gone", "short", "of other bytes"],
+)
+def test_a_file_that_the_store_has_lost_is_said_until_it_can_be_read_again(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]
+) -> None:
+    usual = replica.configuration
+    # Seconds instead of minutes.
+    levels = {"levels": [{"interval": "1s"}, {"interval": "4s"}]}
+    monkeypatch.setattr(replica, "configuration", lambda *about: {**usual(*about), **levels})
+
+    with service(conf, monkeypatch):
+        assert replication.replication(conf).ok
+        path, whole = lose(conf, tmp_path / "store" / "0001" / "ltx", damage)
+        wait(lambda: not replication.replication(conf).ok)
+        result = replication.replication(conf)
+        assert "found what was sent cannot be read back: write ltx file: " in result.summary
+        assert result.hint.endswith("abathur-db promote --new-lineage")
+        path.write_bytes(whole)
+        wait(lambda: replication.replication(conf).ok)
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        (
+            "write ltx file: extract timestamp from LTX header: decode header for input 4: "
+            "max retries exceeded reading ltx file (level=1): "
+            "operation error S3: GetObject, https response error StatusCode: 500, api error InternalError",
+            True,
+        ),
+        ("write ltx file: extract timestamp from LTX header: decode header for input 0: EOF", True),
+        ("write ltx file: extract timestamp from LTX header: dial tcp 127.0.0.1:9: connect: connection refused", False),
+        (
+            "write ltx file: s3: upload to bucket: operation error S3: PutObject, https response error StatusCode: 500",
+            False,
+        ),
+    ],
+)
+def test_a_store_that_is_away_or_takes_nothing_has_lost_no_file(said: str, lost: bool) -> None:
+    assert replica.unreadable(said) is lost

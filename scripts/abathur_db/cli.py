@@ -228,7 +228,7 @@ COMMANDS = {
                 {
                     "action": "store_true",
                     "dest": "new_lineage",
-                    "help": "on a primary: begin a lineage newer than another host's, which is fenced",
+                    "help": "on a primary: begin a lineage newer than its own, or than another host's, which is fenced",
                 },
             ),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from abathur_db import database, proof, replica, wal
+from abathur_db import database, proof, replica, replication, wal
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -52,7 +52,7 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
         not fault,
         "the replica restores, passes its checks, and has the rows of the database",
         fault or said,
-        "see what it lacks: journalctl -u abathur-db-replicate -n 50",
+        f"{replication.LOG}; where it cannot be read back, {replica.ANEW}",
     )
     return check, {} if fault else {"replica_recovery_seconds": seconds}
 

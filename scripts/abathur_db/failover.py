@@ -144,15 +144,18 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
 
     On a fenced primary that no other one has replaced, the fence goes. `lose_rows`: also when the copy is behind the
     replica by more than the limit of the lag. `alone`: its primary is fenced or off, which a standby cannot see.
-    `new_lineage`: on a primary, begin one that is newer than another host's, which is fenced. Can be run again after it
-    was killed. Raises Failure where another host is the primary, or may be.
+    `new_lineage`: on a primary, begin one newer than another host's, which is fenced, or than its own, when
+    that cannot be read back. Can be run again after it was killed. Raises Failure where another host is the primary, or
+    may be.
     """
     found = replica.required(config)
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
-    added = ""
+    # A fenced host has no timers, nor has a standby.
+    fenced = bool(host.fenced())
+    added = ", and the fence is gone" if fenced else ""
     if own and not found.standby and not new_lineage:
-        added = f"; {host.as_owner(config.owner, lambda: _sole(config, found))['added']}"
-    if own and not new_lineage and not host.fenced() and not release.stopped(config):
+        added += f"; {host.as_owner(config.owner, lambda: _sole(config, found))['added']}"
+    if own and not new_lineage and not fenced and not release.stopped(config):
         return Result("promote", f"{config.database} is this host's own already: it is a primary")
     if not own and not alone:
         raise Failure(
@@ -168,7 +171,7 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
         last = host.as_owner(config.owner, lambda: {"lineage": replica.newest(config, found), "url": found.url})
         host.control("stop", replica.UNIT)
         host.as_owner(config.owner, lambda: replica.remember(config, last))
-        added = f"; its replication begins lineage {last['lineage'] + 1:04}"
+        added += f"; its replication begins lineage {last['lineage'] + 1:04}"
     if not own:
         begun = time.monotonic()
         host.control("start", replica.FOLLOW)
@@ -194,9 +197,9 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
         f" (last changes {data['seconds_to_catch_up']:.1f} s, full check {data['seconds_to_check']:.1f} s)"
         f"{'; it may lack changes of the replica: ' + data['fault'] if data['fault'] else ''}"
         if data
-        else f"{config.database} is this host's own, and the fence is gone{added}"
+        else f"{config.database} is this host's own{added}"
     )
-    hint = "its timers come with a deploy: ansible-playbook deploy.yml"
+    hint = "its timers come with a deploy: ansible-playbook deploy.yml" if data or fenced else ""
     return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)
 
 

@@ -58,6 +58,11 @@ SILENT = "the store does not answer"
 ASTRAY = "Litestream has read what was never committed, and has to begin anew"
 TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
 
+READING = re.compile("LTX header|reading ltx file|read page|decode|close reader")
+"""What Litestream says of a file of its own that it cannot read, and not of one that it cannot write."""
+
+ANEW = "begin the replica anew, the next lineage has a whole copy: abathur-db promote --new-lineage"
+
 SKEWED = "the store refuses the clock of this host"
 INVALID = "the store's certificate is not valid by the clock of this host"
 STRANGER = "the server shows another host key than abathur_replication_host_key"
@@ -352,6 +357,30 @@ def run(found: Settings, *arguments: str, seconds: float, told: str = "") -> str
         why = reason(done.stderr)
         raise Failure(f"{where} cannot be read: {why}", HINTS.get(why, hint))
     return done.stdout
+
+
+def unreadable(said: str) -> bool:
+    """Tell whether Litestream says that it cannot read back what it has sent, though the store answers."""
+    # A file that is too short ends early, as an answer does that breaks off.
+    known = any(re.search(pattern, said.replace("EOF", "")) for pattern, _ in REASONS)
+    return bool(READING.search(said)) and not known
+
+
+def note_unreadable(config: Config, why: str) -> None:
+    """Note why what was sent cannot be read back, for the job replication; empty: it can."""
+    path = home(config) / "unreadable"
+    if why:
+        runs.write_whole(path, f"{why}\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def noted_unreadable(config: Config) -> str:
+    """Return what note_unreadable has noted last."""
+    try:
+        return guarded.read_text(home(config) / "unreadable").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def reason(said: str) -> str:

@@ -79,7 +79,7 @@ def replication(config: Config) -> Result:
         replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
     )
-    checks = [check, *([] if found.standby else _alone(config, found))]
+    checks = [check, *([] if found.standby else [*_alone(config, found), _readable(config)])]
     summary, hint = summarize("replication", checks)
     if not hint and not fault:
         summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
@@ -114,6 +114,13 @@ def _alone(config: Config, found: replica.Settings) -> list[Check]:
     said = f"lineage {newer:04} has begun after this host's: another host believes that it is the primary as well"
     hint = "let one alone write: ansible-playbook playbooks/failover.yml fences this host, playbooks/rejoin.yml then"
     return [Check("sole_primary", not newer, "one primary", said if newer else "one", f"{hint} makes it a standby")]
+
+
+def _readable(config: Config) -> Check:
+    """Check that Litestream can read back what it has sent: a store may lose what it took."""
+    why = replica.noted_unreadable(config)
+    said = f"what was sent cannot be read back: {why}" if why else "read back"
+    return Check("replica_readable", not why, "what was sent can be read back", said, replica.ANEW)
 
 
 def wait(config: Config, found: replica.Settings, seconds: float) -> str:

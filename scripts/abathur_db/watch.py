@@ -34,6 +34,9 @@ REST_OF_STOP_SECONDS = 10
 TOLD = ("WARN", "ERROR")
 """The levels of what Litestream says that reach the journal."""
 
+FAILURES = 2
+"""How often in a row the files of a level cannot be read, until that is said."""
+
 SENTENCE = 400
 """Characters of a sentence of Litestream's: it lists every file that a store did not delete."""
 
@@ -134,20 +137,53 @@ def _goes_astray(child: subprocess.Popen[str], way: Way, hold: ExitStack) -> boo
 
     `hold`: what is to be let go as soon as it reads.
     """
+    files = Files(way.config)
     for line in child.stderr or ():
         try:
-            told = json.loads(line)
+            told = json.loads(line, object_pairs_hook=_two_levels)
         except ValueError:
             told = {"level": "ERROR", "msg": line.strip()}
         if told.get("level") in TOLD:
             way.said = ": ".join(str(told[name]) for name in ("msg", "error") if told.get(name))
             sys.stderr.write(textwrap.shorten(way.said, SENTENCE, placeholder=" …") + "\n")
+        files.hear(told)
         if told.get("msg") == "sync":
             hold.close()
         if why := way.leaves(told):
             sys.stderr.write(f"{why}\n")
             return True
     return False
+
+
+def _two_levels(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object in which `level` stands twice: first how bad it is, and then, as `files`, of which level."""
+    return {"files": dict(pairs).get("level"), **dict(reversed(pairs))}
+
+
+class Files:
+    """The files that Litestream has sent, by its own words.
+
+    Again and again it reads those of one level back and puts them together to one of the next: those of a minute every
+    five minutes, those of an hour every hour. Where a file is missing or damaged that fails, and so would a restore.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Begin with files that can be read, as far as is known."""
+        self.config = config
+        self.failures: dict[int, list[str]] = {}
+        replica.note_unreadable(config, "")
+
+    def hear(self, told: dict[str, Any]) -> None:
+        """Note what a message says of a level; once may be chance, twice is a finding."""
+        level = told.get("files", 0)
+        if told.get("msg") == "compaction complete":
+            self.failures.pop(level, None)
+        elif told.get("msg") == "compaction failed" and replica.unreadable(told["error"]):
+            self.failures[level] = [*self.failures.get(level, []), told["error"]][-FAILURES:]
+        else:
+            return
+        standing = [each[-1] for each in self.failures.values() if len(each) == FAILURES]
+        replica.note_unreadable(self.config, textwrap.shorten(standing[0], SENTENCE) if standing else "")
 
 
 class Way:
