@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,11 @@ def hosts() -> list[Any]:
     """Return the hosts of this scenario."""
     path = os.environ["MOLECULE_INVENTORY_FILE"]
     return list(testinfra.get_hosts(["ansible://abathur"], ansible_inventory=path))
+
+
+def reboot(name: str) -> None:
+    """Reboot a host; returns once it is up again."""
+    subprocess.run([sys.executable, ROOT / "molecule/resources/testhost.py", "reboot", name], check=True)
 
 
 def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:

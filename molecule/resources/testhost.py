@@ -171,7 +171,14 @@ def _boot(name: str, suite: str, base: Path) -> None:
     port = free_port()
     (root / "etc/ssh/sshd_config.d/testhost.conf").write_text(f"Port {port}\nListenAddress 127.0.0.1\n")
     (root / "etc/hostname").write_text(f"{name}\n")
-    log = (home / "console.log").open("w")
+    _start({"name": name, "suite": suite, "port": port, "key": str(key)})
+
+
+def _start(host: dict[str, Any]) -> None:
+    """Boot a host that is made and does not run; note its process; return once it is up."""
+    name = host["name"]
+    home = HOSTS / name
+    log = (home / "console.log").open("a")
     groups = control_groups(name)
     for group in groups:
         group.mkdir(exist_ok=True)
@@ -180,18 +187,18 @@ def _boot(name: str, suite: str, base: Path) -> None:
         for group in groups:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    say(f"booting {name} (Debian {suite})")
+    say(f"booting {name} (Debian {host['suite']})")
+    # The machine name carries the process id: names are one space for the whole machine.
+    machine = f"{name}-{os.getpid()}"
     process = subprocess.Popen(
-        # The machine name carries the process id: names are one space for the whole machine.
-        ["systemd-nspawn", "-q", "-D", root, "--boot", "--register=no", "--keep-unit", "-M", f"{name}-{os.getpid()}"],
+        ["systemd-nspawn", "-q", "-D", home / "root", "--boot", "--register=no", "--keep-unit", "-M", machine],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         start_new_session=True,
         preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
     )
-    host = {"name": name, "suite": suite, "pid": process.pid, "started": started(process.pid), "port": port}
-    host["key"] = str(key)
+    host = {**host, "pid": process.pid, "started": started(process.pid)}
     (home / "host.json").write_text(json.dumps(host))
     deadline = time.monotonic() + BOOT_SECONDS
     while True:
@@ -205,6 +212,22 @@ def _boot(name: str, suite: str, base: Path) -> None:
             answer = probe.stdout.strip() or probe.stderr.strip() or "no answer"
             die(f"{name} did not come up in {BOOT_SECONDS} s: {answer}", "see the console above")
         time.sleep(0.3)
+
+
+def reboot(name: str) -> None:
+    """Reboot a host that runs; return once it is up again."""
+    with locked(f"host-{name}"):
+        host = state(name)
+        if host is None or not alive(name):
+            die(f"{name} does not run", f"make it: testhost.py create {name}")
+        subprocess.run([*ssh_command(host), "systemctl reboot"], check=False, stdin=subprocess.DEVNULL)
+        # systemd-nspawn ends at a reboot, for whoever runs it to start it again.
+        deadline = time.monotonic() + BOOT_SECONDS
+        while alive(name):
+            if time.monotonic() > deadline:
+                die(f"{name} did not go down in {BOOT_SECONDS} s", f"see {HOSTS / name / 'console.log'}")
+            time.sleep(0.1)
+        _start(host)
 
 
 def _show_log(home: Path) -> None:
@@ -276,6 +299,8 @@ def main() -> None:
     sub = commands.add_parser("create", help="boot hosts, unless they run already")
     sub.add_argument("names", nargs="+")
     sub.add_argument("--suite", choices=SUITES, default="trixie")
+    sub = commands.add_parser("reboot", help="reboot hosts")
+    sub.add_argument("names", nargs="+")
     sub = commands.add_parser("destroy", help="stop hosts and delete them")
     sub.add_argument("names", nargs="*")
     sub.add_argument("--all", action="store_true")
@@ -293,6 +318,9 @@ def main() -> None:
     if options.command == "create":
         changed = [name for name in options.names if create(name, options.suite)]
         print(json.dumps({"changed": bool(changed), "inventory": inventory(options.names)}))
+    elif options.command == "reboot":
+        for name in options.names:
+            reboot(name)
     elif options.command == "destroy":
         changed = [name for name in (names() if options.all else options.names) if destroy(name)]
         print(json.dumps({"changed": bool(changed)}))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import testinfra
 import yaml
-from conftest import Playbook, ledger, proof, sessions, wait
+from conftest import Playbook, ledger, proof, reboot, sessions, wait
 
 PRIMARY, STANDBY = "failover-debian12", "failover-debian13"
 DEAD = ("-e", "abathur_db_failover_primary_is_dead=true")
@@ -216,7 +216,16 @@ def test_a_primary_that_is_reached_hands_over_without_losing_a_row(
     assert not standby.service("abathur.service").is_running
     assert {each for _, each in ledger(standby)} <= sessions(primary)
     assert "this host is fenced since" in standby.run("abathur-db status").stderr
-    # Also after a reboot nothing writes: what starts at boot is started in the same way.
     standby.run("systemctl start abathur.service abathur-db-replicate.service abathur-db@backup.service")
     assert not standby.service("abathur.service").is_running
     assert "fenced" in standby.check_output("journalctl -u abathur-db-replicate -o cat -n 20")
+
+
+def test_nothing_of_a_fenced_host_starts_at_boot_and_all_of_a_primary_does(primary: Any, standby: Any) -> None:
+    for name in (PRIMARY, STANDBY):
+        reboot(name)
+    assert wait(lambda: proof(primary)["ok"]), proof(primary)["summary"]
+    for host, starts in ((primary, True), (standby, False)):
+        for unit in ("abathur.service", "abathur-db-replicate.service", "abathur-db@backup.timer"):
+            assert host.service(unit).is_running == starts, unit
+    assert "Assertion failed" in standby.check_output("journalctl -b -u abathur.service -o cat --no-pager")
