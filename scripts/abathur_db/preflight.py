@@ -34,7 +34,8 @@ def preflight(
     `standby`: the host is to follow a primary, and has no database of its own.
     """
     resources.preload()
-    drifted = drift.compare(_parsed("--state", state)) if state else {}
+    wanted = _parsed("--state", state) if state else {}
+    drifted = drift.compare(wanted) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
     checks += [*_file_systems(config), *_paths(config)]
     # Units that are on the host already were understood by its systemd.
@@ -42,6 +43,7 @@ def preflight(
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
     )
     checks += [_machine(machine)] if machine else []
+    checks += [_above(Path(each["path"])) for each in wanted.get("replication", {}).get("directories", [])]
     checks += [] if standby else [failover.may_write(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
@@ -78,6 +80,18 @@ def _machine(wanted: str) -> Check:
         f"{wanted}, which the controller's Litestream is built for",
         found,
         f"deploy it from a controller with the same processor ({found}), or set abathur_replication_enabled: false",
+    )
+
+
+def _above(place: Path) -> Check:
+    """Check that there is a directory to make that of the replica in: a disk that is not mounted is not made up for."""
+    there = place.parent.is_dir()
+    return Check(
+        "replica_place",
+        there,
+        "a directory that is there already, for the replica's own",
+        f"{place.parent}{'' if there else ' does not exist'}",
+        f"mount the other disk, or make it: mkdir -p {place.parent}",
     )
 
 
