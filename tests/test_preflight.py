@@ -68,13 +68,12 @@ def test_a_litestream_of_another_processor_is_refused_before_anything_is_changed
 def test_a_disk_for_the_replica_that_is_not_mounted_is_told_before_anything_is_changed(
     conf: Config, tmp_path: Path
 ) -> None:
-    place = {"owner": "root", "group": "root", "mode": "0700", "path": str(tmp_path / "disk/replica")}
-    state = json.dumps({"replication": {"directories": [place]}})
-    result = check(conf, state=state)
+    place = str(tmp_path / "disk/replica")
+    result = preflight.preflight(conf, "", "", replica=place)
     assert failed(result) == {"replica_place": f"{tmp_path}/disk does not exist"}
     assert result.hint == f"mount the other disk, or make it: mkdir -p {tmp_path}/disk"
     (tmp_path / "disk").mkdir()
-    assert check(conf, state=state).ok
+    assert preflight.preflight(conf, "", "", replica=place).ok
 
 
 def test_an_existing_database_is_looked_at_and_not_touched(conf: Config) -> None:

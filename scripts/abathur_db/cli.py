@@ -283,6 +283,7 @@ COMMANDS = {
             ("--state", {"default": "", "metavar": "JSON", "help": "what the host should be, to compare it with"}),
             ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
             ("--machine", {"default": "", "help": "the processor that Litestream is built for"}),
+            ("--replica", {"default": "", "metavar": "DIRECTORY", "help": "where the replica is to be kept"}),
             ("--standby", {"action": "store_true", "help": "the host is to follow a primary"}),
         ),
     ),

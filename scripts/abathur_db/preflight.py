@@ -21,7 +21,14 @@ from abathur_db.result import Check, Exit, Failure, Result, summarize
 
 
 def preflight(
-    config: Config, release: str, state: str, schedule: str = "", machine: str = "", *, standby: bool = False
+    config: Config,
+    release: str,
+    state: str,
+    schedule: str = "",
+    machine: str = "",
+    replica: str = "",
+    *,
+    standby: bool = False,
 ) -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
 
@@ -31,11 +38,11 @@ def preflight(
     the status is good now.
     `schedule`: calendars and time spans of the jobs as JSON, by kind and name, empty when there are none to check.
     `machine`: the processor that Litestream is built for, as `uname -m` names it, empty without replication.
+    `replica`: the directory in which the replica is to be kept, empty where that is at a store.
     `standby`: the host is to follow a primary, and has no database of its own.
     """
     resources.preload()
-    wanted = _parsed("--state", state) if state else {}
-    drifted = drift.compare(wanted) if state else {}
+    drifted = drift.compare(_parsed("--state", state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
     checks += [*_file_systems(config), *_paths(config)]
     # Units that are on the host already were understood by its systemd.
@@ -43,7 +50,7 @@ def preflight(
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
     )
     checks += [_machine(machine)] if machine else []
-    checks += [_above(Path(each["path"])) for each in wanted.get("replication", {}).get("directories", [])]
+    checks += [_above(Path(replica))] if replica else []
     checks += [] if standby else [failover.may_write(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
