@@ -25,9 +25,9 @@ def preflight(
     release: str,
     state: str,
     schedule: str = "",
+    *,
     machine: str = "",
     replica: str = "",
-    *,
     standby: bool = False,
 ) -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
