@@ -385,7 +385,10 @@ def noted_unreadable(config: Config) -> str:
 
 def reason(said: str) -> str:
     """Return in a few words what Litestream says at length."""
+    words = " ".join(said.split()).removeprefix("Error: ")[-200:]
+    if unreadable(said):
+        return f"what was sent cannot be read back: {words}"
     for pattern, meaning in REASONS:
         if re.search(pattern, said):
             return meaning
-    return " ".join(said.split()).removeprefix("Error: ")[-200:] or "Litestream does not say why"
+    return words or "Litestream does not say why"

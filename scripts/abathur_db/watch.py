@@ -183,7 +183,7 @@ class Files:
         else:
             return
         standing = [each[-1] for each in self.failures.values() if len(each) == FAILURES]
-        replica.note_unreadable(self.config, textwrap.shorten(standing[0], SENTENCE) if standing else "")
+        replica.note_unreadable(self.config, replica.reason(standing[0]) if standing else "")
 
 
 class Way:
