@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from abathur_db import database, maintenance, proof, replica, replication, wal, watch
 from abathur_db.config import Config
-from abathur_db.result import Failure
+from abathur_db.result import Failure, Result
 from databases import rows, run, value
 from test_replication import Configure, conf, configure, restored, service
 
@@ -369,22 +369,28 @@ def lose(conf: Config, levels: Path, damage: Callable[[Path], Any]) -> tuple[Pat
     ids=["gone", "short", "of other bytes"],
 )
 def test_a_file_that_the_store_has_lost_is_said_until_it_can_be_read_again(
-    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured, damage: Callable[[Path], Any]
 ) -> None:
     usual = replica.configuration
     # Seconds instead of minutes.
     levels = {"levels": [{"interval": "1s"}, {"interval": "4s"}]}
     monkeypatch.setattr(replica, "configuration", lambda *about: {**usual(*about), **levels})
 
+    def replicated() -> Result:
+        # Work goes on, and the other levels are well.
+        rows(conf.database, 1, f"user:{time.monotonic_ns()}")
+        return replication.replication(conf)
+
     with service(conf, monkeypatch):
         assert replication.replication(conf).ok
         path, whole = lose(conf, tmp_path / "store" / "0001" / "ltx", damage)
-        wait(lambda: not replication.replication(conf).ok)
-        result = replication.replication(conf)
+        wait(lambda: not replicated().ok)
+        result = replicated()
         assert "found what was sent cannot be read back: " in result.summary
         assert result.hint.endswith("abathur-db promote --new-lineage")
         path.write_bytes(whole)
-        wait(lambda: replication.replication(conf).ok)
+        wait(lambda: replicated().ok)
+    assert "compaction failed: " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
