@@ -344,16 +344,21 @@ def lose(conf: Config, levels: Path, damage: Callable[[Path], Any]) -> tuple[Pat
 
     Neither the first of them nor the last: Litestream does not see that the one is gone, and sends the other anew.
     """
+
+    def together() -> str:
+        """Return the last change of those that are put together."""
+        return max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default="")
+
     while True:
         rows(conf.database, 1, f"user:{time.monotonic_ns()}")
         time.sleep(0.2)
-        last = max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default="")
+        last = together()
         waiting = sorted(each for each in (levels / "1").glob("*.ltx") if each.name > last)
         if len(waiting) < 3:
             continue
         whole = waiting[-2].read_bytes()
         damage(waiting[-2])
-        if last == max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default=""):
+        if last == together():
             return waiting[-2], whole
         waiting[-2].write_bytes(whole)
 
