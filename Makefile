@@ -20,6 +20,7 @@ HOSTS ?= 20
 
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
+BENCH = $(SUDO) env "PATH=$(PATH)" PYTHONPATH=scripts:molecule/resources $(VENV)/python -m benchmarks.bench
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
@@ -81,10 +82,10 @@ faults: venv packages-faults ## try to break it: KILLS=200, power CUTS=20, POINT
 bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd
 	@mkdir -p docs
-	$(SUDO) env "PATH=$(PATH)" $(VENV)/python benchmarks/bench.py --size $(SIZE) $(ARGS)
+	$(BENCH) --size $(SIZE) $(ARGS)
 
 fleet: venv packages-host ## measure deploys to a fleet of HOSTS=20 throwaway hosts against one of 10
-	$(SUDO) env "PATH=$(PATH)" $(VENV)/python benchmarks/bench.py --hosts $(HOSTS) $(ARGS)
+	$(BENCH) --hosts $(HOSTS) $(ARGS)
 
 venv: .venv/lock ## install the pinned Python packages into .venv
 
@@ -119,7 +120,7 @@ lock: venv ## pin the newest versions that requirements.in allows
 	  --constraints requirements.txt --upgrade roles/abathur_pull/files/requirements.in -o roles/abathur_pull/files/requirements.txt
 
 docs: venv ## write the README's generated tables anew
-	@$(VENV)/python scripts/docs.py
+	@PYTHONPATH=. $(VENV)/python scripts/docs.py
 
 screenshot: venv ## make the README's pictures from a demonstration database
 	@.ci/packages chromium pngquant

@@ -16,18 +16,9 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+from benchmarks import deploys, figures, fleet, jobs, limits, load, replication, rows, scale
 
-import deploys  # noqa: E402 - after the path to scripts/
-import figures  # noqa: E402 - after the path to scripts/
-import fleet  # noqa: E402 - after the path to scripts/
-import jobs  # noqa: E402 - after the path to scripts/
-import limits  # noqa: E402 - after the path to scripts/
-import load  # noqa: E402 - after the path to scripts/
-import replication  # noqa: E402 - after the path to scripts/
-import rows  # noqa: E402 - after the path to scripts/
-import scale  # noqa: E402 - after the path to scripts/
+ROOT = Path(__file__).resolve().parents[1]
 
 RESULTS = ROOT / "benchmarks/results.json"
 SCALES = (0.1, 1.0, 10.0)

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
-from load import ROOT
-
-sys.path.insert(0, str(ROOT / "molecule/resources"))
 import testhost
+
+from benchmarks.figures import Figure
+from benchmarks.load import ROOT
 
 HOST = "bench"
 PEERS = ROOT / "benchmarks/peers"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from figures import Figure
-from load import ROOT
+from benchmarks.figures import Figure
+from benchmarks.load import ROOT
 
 TESTHOST = (sys.executable, ROOT / "molecule/resources/testhost.py")
 BASE = 10

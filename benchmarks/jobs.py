@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from figures import Figure
-from load import ROOT, Job, Run, middle, ours, shell, tool, under_load
-from rows import copied, settle
+from benchmarks.figures import Figure
+from benchmarks.load import ROOT, Job, Run, middle, ours, shell, tool, under_load
+from benchmarks.rows import copied, settle
 
 LITESTREAM = ROOT / ".cache/bench/bin/litestream"
 WAIT_MS = 250

@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from figures import Figure
-from rows import copied
+from benchmarks.figures import Figure
+from benchmarks.rows import copied
 
 PROCESSES = (1, 10, 50)
 """The application has 10 to 50 (design document)."""

@@ -17,11 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fleet
 import testhost
-from figures import Figure
-from load import ROOT
-from rows import settle
+
+from benchmarks import fleet
+from benchmarks.figures import Figure
+from benchmarks.load import ROOT
+from benchmarks.rows import settle
 
 NAMES = STORE, PRIMARY, STANDBY = ("bench-store", "bench-primary", "bench-standby")
 BIN = ROOT / ".venv/bin"

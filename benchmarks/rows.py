@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from load import tool
+from benchmarks.load import tool
 
 UNIT = 100_000_000
 """Bytes made row by row; larger databases hold copies of these rows under other keys, which no compressor can

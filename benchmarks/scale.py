@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from abathur_db import database, latency
-from figures import Figure
-from load import ROOT, ours, tool
-from rows import copied, settle
+
+from benchmarks.figures import Figure
+from benchmarks.load import ROOT, ours, tool
+from benchmarks.rows import copied, settle
 
 SESSIONS, PROCESSES = 50, 5
 """Sessions in all, and the processes that they are in: 50 threads of one Python would wait for each other."""

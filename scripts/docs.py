@@ -6,18 +6,15 @@ Each part stands between <!-- name --> and <!-- /name -->; a test fails when the
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from abathur_db import cli
 
+from benchmarks import figures
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import figures  # noqa: E402 - found only now
-
 README = ROOT / "README.md"
 
 

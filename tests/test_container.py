@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import testhost
+import trees
 from databases import ROOT, value
 
 Podman = Callable[..., str]
@@ -38,7 +38,7 @@ def podman() -> Iterator[Podman]:
 def image(podman: Podman) -> str:
     """Build the image over the tree of the test hosts, which has Python and zstd."""
     subprocess.run([sys.executable, "scripts/build.py"], cwd=ROOT, check=True, capture_output=True)
-    tree = testhost.tree("trixie")
+    tree = trees.tree("trixie")
     with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
         subprocess.run(["tar", "-C", tree, "-cf", archive.name, "."], check=True)
         podman("import", "--quiet", archive.name, "localhost/base")

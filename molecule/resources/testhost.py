@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Makes and throws away real systemd hosts on this machine, for `make deploy` and for molecule.
 
-A host is an overlay over a cached Debian tree, booted by systemd-nspawn; its sshd listens on a port
-of 127.0.0.1 of its own. Needs root, and the packages systemd-container, mmdebstrap, openssh-client.
+A host is an overlay over a cached Debian tree, bare or with the bundle deployed, booted by systemd-nspawn; its sshd
+listens on a port of 127.0.0.1 of its own. Hosts belong to the checkout that made them. Needs root, and the packages
+systemd-container, mmdebstrap, openssh-client.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -19,65 +19,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abathur-ops"
-HOSTS = CACHE / "hosts"
+import yaml
+from trees import CACHE, CHECKOUT, ROOT, die, locked, run, say, tree
+
+HOSTS = CACHE / "hosts" / CHECKOUT
 SUITES = ("bookworm", "trixie")
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "openssh-server", "zstd")
 BOOT_SECONDS = 120
 """A boot takes 6 s on 2 quiet cores; a busy machine may take its time."""
-
-
-def die(what: str, following: str) -> NoReturn:
-    """End with what failed and the next command."""
-    sys.exit(f"testhost: {what}\nnext: {following}")
-
-
-def say(text: str) -> None:
-    """Tell progress, away from standard output."""
-    print(f"testhost: {text}", file=sys.stderr, flush=True)
-
-
-def run(*command: str | Path) -> str:
-    """Run a command; return its output. Ends with its error output when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        die(
-            f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-2000:]}", "read it, then run this again"
-        )
-    return done.stdout
-
-
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Let one process at a time build a tree or change a host."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def tree(suite: str, packages: tuple[str, ...] = PACKAGES) -> Path:
-    """Return the cached root tree of a Debian suite, built first when its recipe is new."""
-    recipe = hashlib.sha256(repr((suite, packages)).encode()).hexdigest()[:12]
-    target = CACHE / "trees" / f"{suite}-{recipe}"
-    with locked(f"tree-{suite}"):
-        if not target.exists():
-            say(f"building the tree of Debian {suite} (once, about 20 s)")
-            partial = target.with_name(target.name + ".partial")
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            run("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}", suite, partial)
-            # Unmasked by default, these wait for a network that an nspawn host shares with the machine.
-            for unit in ("systemd-networkd-wait-online.service", "apt-daily.timer", "apt-daily-upgrade.timer"):
-                (partial / "etc/systemd/system" / unit).symlink_to("/dev/null")
-            partial.rename(target)
-    return target
 
 
 def started(pid: int) -> str:
@@ -113,9 +65,13 @@ def ssh_command(host: dict[str, Any]) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses, below those that the kernel gives to any client meanwhile."""
+    """Return a port of 127.0.0.1 that nobody uses.
+
+    The host may use the nine ports after it as well, and each of the ten plus 10 000 (SeaweedFS takes those by itself).
+    All are below the ports that the kernel gives to clients, which begin at 32768.
+    """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(12_000, 22_000, 10)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -129,7 +85,7 @@ def control_groups(name: str) -> list[Path]:
     """
     top = Path("/sys/fs/cgroup")
     roots = [each for each in (top, top / "systemd", top / "unified") if (each / "cgroup.procs").exists()]
-    return [each / f"abathur-{name}" for each in roots]
+    return [each / f"abathur-{CHECKOUT}-{name}" for each in roots]
 
 
 def remove_control_groups(name: str) -> None:
@@ -140,18 +96,19 @@ def remove_control_groups(name: str) -> None:
                 Path(folder).rmdir()
 
 
-def create(name: str, suite: str) -> bool:
-    """Boot a host unless it runs already; return whether it had to be made."""
-    with locked(f"host-{name}"):
+def create(name: str, suite: str, *, deployed: bool = False) -> bool:
+    """Boot a host unless it runs already, bare or with the bundle deployed; return whether it had to be made."""
+    with locked(f"host-{CHECKOUT}-{name}"):
         if alive(name):
             return False
-        base = tree(suite)
+        layers = [deployed_layer(suite)] if deployed else []
+        layers.append(tree(suite))
         _destroy(name)
         home = HOSTS / name
         for part in ("upper", "work", "root"):
             (home / part).mkdir(parents=True)
         try:
-            _boot(name, suite, base)
+            _boot(name, suite, layers)
         except BaseException:
             _show_log(home)
             _destroy(name)
@@ -159,10 +116,11 @@ def create(name: str, suite: str) -> bool:
     return True
 
 
-def _boot(name: str, suite: str, base: Path) -> None:
+def _boot(name: str, suite: str, layers: list[Path]) -> None:
     home = HOSTS / name
     root, key = home / "root", home / "key"
-    options = f"lowerdir={base},upperdir={home / 'upper'},workdir={home / 'work'}"
+    lower = ":".join(map(str, layers))
+    options = f"lowerdir={lower},upperdir={home / 'upper'},workdir={home / 'work'}"
     run("mount", "-t", "overlay", "overlay", "-o", options, root)
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key)
     ssh = root / "root/.ssh"
@@ -171,7 +129,77 @@ def _boot(name: str, suite: str, base: Path) -> None:
     port = free_port()
     (root / "etc/ssh/sshd_config.d/testhost.conf").write_text(f"Port {port}\nListenAddress 127.0.0.1\n")
     (root / "etc/hostname").write_text(f"{name}\n")
+    # A timer catches up on what it missed since its stamp: the time between a deployed layer and its use is none.
+    for stamp in root.glob("var/lib/systemd/timers/stamp-*"):
+        os.utime(stamp)
     _start({"name": name, "suite": suite, "port": port, "key": str(key)})
+
+
+RELEASE = (
+    "roles",
+    "playbooks",
+    "scripts",
+    "sql",
+    "molecule/resources",
+    ".config/molecule/config.yml",
+    "requirements.txt",
+)
+"""What a deployed host is made from."""
+LAYER_SECONDS = 6 * 3600
+"""How long a deployed layer is used: the backup in it has to be younger than a day at the end of the tests."""
+
+
+def deployed_layer(suite: str) -> Path:
+    """Return what a deploy with molecule's variables adds to the tree of a suite; made first for a new release."""
+    digest = hashlib.sha256()
+    for part in RELEASE:
+        for each in sorted([ROOT / part, *(ROOT / part).rglob("*")]):
+            if each.is_file() and "__pycache__" not in each.parts:
+                digest.update(f"{each.relative_to(ROOT)} {hashlib.sha256(each.read_bytes()).hexdigest()}".encode())
+    target = CACHE / "deployed" / CHECKOUT / f"{suite}-{digest.hexdigest()[:12]}"
+    with locked(f"deployed-{CHECKOUT}-{suite}"):
+        if target.exists() and time.time() - target.stat().st_mtime < LAYER_SECONDS:
+            return target
+        mounts = Path("/proc/mounts").read_text()
+        for former in target.parent.glob(f"{suite}-*"):
+            if str(former) not in mounts:
+                shutil.rmtree(former)
+        name = f"deployed-{suite}"
+        say(f"deploying to a host of Debian {suite} (once per release, about 25 s)")
+        try:
+            create(name, suite)
+            _deploy(name)
+            _stop(name)
+            # Empty, not absent: the next boot makes an identity of the host's own, and is not a first boot.
+            (HOSTS / name / "root/etc/machine-id").write_text("")
+            _unmount(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (HOSTS / name / "upper").rename(target)
+            os.utime(target)
+        finally:
+            destroy(name)
+    return target
+
+
+def _deploy(name: str) -> None:
+    """Deploy the bundle to a host with the variables that molecule's scenarios share."""
+    shared = yaml.safe_load((ROOT / ".config/molecule/config.yml").read_text())
+    found = inventory([name])
+    found["abathur"]["vars"] = shared["provisioner"]["inventory"]["group_vars"]["abathur"]
+    hosts = HOSTS / name / "hosts.json"
+    hosts.write_text(json.dumps(found))
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ABATHUR_FLEET_FILE": str(HOSTS / name / "fleet.json")}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), ROOT / "deploy.yml", "-i", hosts],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode != 0:
+        die(f"the deploy to {name} failed: {done.stdout[-4000:]}{done.stderr[-2000:]}", "make the deploy work")
 
 
 def _start(host: dict[str, Any]) -> None:
@@ -216,7 +244,7 @@ def _start(host: dict[str, Any]) -> None:
 
 def reboot(name: str) -> None:
     """Reboot a host that runs; return once it is up again."""
-    with locked(f"host-{name}"):
+    with locked(f"host-{CHECKOUT}-{name}"):
         host = state(name)
         if host is None or not alive(name):
             die(f"{name} does not run", f"make it: testhost.py create {name}")
@@ -238,7 +266,7 @@ def _show_log(home: Path) -> None:
 
 def destroy(name: str) -> bool:
     """Stop a host and delete all of it; return whether there was one."""
-    with locked(f"host-{name}"):
+    with locked(f"host-{CHECKOUT}-{name}"):
         return _destroy(name)
 
 
@@ -246,27 +274,36 @@ def _destroy(name: str) -> bool:
     home = HOSTS / name
     if not home.exists():
         return False
-    host = state(name)
-    if host and alive(name):
-        # systemd-nspawn(1): SIGTERM asks the system inside to power off.
-        for sent, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
-            os.kill(host["pid"], sent)
-            deadline = time.monotonic() + seconds
-            while alive(name) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if not alive(name):
-                break
-    for _ in range(50):
-        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        if str(home / "root") not in mounts:
-            break
-        subprocess.run(["umount", home / "root"], capture_output=True, check=False)
-        time.sleep(0.1)
-    else:
-        die(f"{home / 'root'} is still mounted", f"see who uses it: fuser -vm {home / 'root'}; then run this again")
+    _stop(name)
+    _unmount(name)
     remove_control_groups(name)
     shutil.rmtree(home)
     return True
+
+
+def _stop(name: str) -> None:
+    """End a host that runs, as a shutdown does."""
+    host = state(name)
+    if host is None:
+        return
+    # systemd-nspawn(1): SIGTERM asks the system inside to power off.
+    for sent, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        if not alive(name):
+            return
+        os.kill(host["pid"], sent)
+        deadline = time.monotonic() + seconds
+        while alive(name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _unmount(name: str) -> None:
+    root = HOSTS / name / "root"
+    for _ in range(50):
+        if str(root) not in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]:
+            return
+        subprocess.run(["umount", root], capture_output=True, check=False)
+        time.sleep(0.1)
+    die(f"{root} is still mounted", f"see who uses it: fuser -vm {root}; then run this again")
 
 
 def names() -> list[str]:
@@ -299,6 +336,7 @@ def main() -> None:
     sub = commands.add_parser("create", help="boot hosts, unless they run already")
     sub.add_argument("names", nargs="+")
     sub.add_argument("--suite", choices=SUITES, default="trixie")
+    sub.add_argument("--deployed", action="store_true", help="with the bundle deployed")
     sub = commands.add_parser("reboot", help="reboot hosts")
     sub.add_argument("names", nargs="+")
     sub = commands.add_parser("destroy", help="stop hosts and delete them")
@@ -307,7 +345,7 @@ def main() -> None:
     commands.add_parser("list", help="show the hosts")
     sub = commands.add_parser("inventory", help="print an Ansible inventory of the hosts as JSON")
     sub.add_argument("names", nargs="+")
-    sub = commands.add_parser("tree", help="build the cached tree of a suite and print its path")
+    sub = commands.add_parser("layer", help="build the tree of a suite and what a deploy adds to it; print both paths")
     sub.add_argument("--suite", choices=SUITES, default="trixie")
     sub = commands.add_parser("ssh", help="log in to a host, or run a command on it")
     sub.add_argument("name")
@@ -316,7 +354,7 @@ def main() -> None:
     if os.geteuid() != 0:
         die("this needs root", f"sudo -E python3 {' '.join(sys.argv)}")
     if options.command == "create":
-        changed = [name for name in options.names if create(name, options.suite)]
+        changed = [name for name in options.names if create(name, options.suite, deployed=options.deployed)]
         print(json.dumps({"changed": bool(changed), "inventory": inventory(options.names)}))
     elif options.command == "reboot":
         for name in options.names:
@@ -328,8 +366,8 @@ def main() -> None:
         print(json.dumps([{**(state(name) or {"name": name}), "running": alive(name)} for name in names()]))
     elif options.command == "inventory":
         print(json.dumps(inventory(options.names), indent=2))
-    elif options.command == "tree":
-        print(tree(options.suite))
+    elif options.command == "layer":
+        print(deployed_layer(options.suite), tree(options.suite), sep="\n")
     else:
         host = state(options.name)
         if host is None:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import testhost
+import trees
 
-PACKAGES = (*testhost.PACKAGES, "linux-image-cloud-amd64", "initramfs-tools", "udev", "tzdata")
+PACKAGES = (*trees.PACKAGES, "linux-image-cloud-amd64", "initramfs-tools", "udev", "tzdata")
 DISK = "3G"
 MEMORY = "1024"
 """MB; a deploy needs a quarter of it."""
@@ -32,23 +33,23 @@ NETWORK = "[Match]\nName=e*\n[Network]\nDHCP=yes\n"
 
 def image(suite: str) -> Path:
     """Return the folder with the cached disk image of a suite, its kernel and initrd, made first when it is new."""
-    base = testhost.tree(suite, PACKAGES)
-    target = testhost.CACHE / "images" / base.name
-    with testhost.locked(f"image-{suite}"):
+    base = trees.tree(suite, PACKAGES)
+    target = trees.CACHE / "images" / base.name
+    with trees.locked(f"image-{suite}"):
         if not target.exists():
-            testhost.say(f"making the disk image of Debian {suite} (once, about 20 s)")
+            trees.say(f"making the disk image of Debian {suite} (once, about 20 s)")
             partial = target.with_name(target.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             (base / "etc/systemd/network/testvm.network").write_text(NETWORK)
-            testhost.run("systemctl", f"--root={base}", "enable", "systemd-networkd.service")
-            testhost.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testvm", "-f", partial / "key")
+            trees.run("systemctl", f"--root={base}", "enable", "systemd-networkd.service")
+            trees.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testvm", "-f", partial / "key")
             (base / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
             shutil.copy(partial / "key.pub", base / "root/.ssh/authorized_keys")
             for name in ("vmlinuz", "initrd.img"):
                 shutil.copy(base / name, partial / name)
-            testhost.run("truncate", f"--size={DISK}", partial / "disk.img")
-            testhost.run("mkfs.ext4", "-q", "-F", "-d", base, partial / "disk.img")
+            trees.run("truncate", f"--size={DISK}", partial / "disk.img")
+            trees.run("mkfs.ext4", "-q", "-F", "-d", base, partial / "disk.img")
             partial.rename(target)
     return target
 
@@ -62,7 +63,7 @@ def create(name: str, suite: str) -> None:
     # What the machine has not flushed is lost with QEMU: of blocks written for the first time, the entry in
     # the tables, which QEMU keeps in memory until the machine flushes; the small clusters make them many.
     options = f"cluster_size=4096,backing_file={base / 'disk.img'},backing_fmt=raw"
-    testhost.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, home / "disk.qcow2")
+    trees.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, home / "disk.qcow2")
     host = {
         "name": name,
         "suite": suite,
@@ -109,16 +110,16 @@ def boot(name: str, clock: str = "utc") -> dict[str, Any]:
             return host
         if process.poll() is not None:
             said = (home / "console.log").read_text()[-500:]
-            testhost.die(f"{name} ended with {process.returncode} while booting: {said}", "make it again")
+            trees.die(f"{name} ended with {process.returncode} while booting: {said}", "make it again")
         if time.monotonic() > deadline:
-            testhost.die(f"{name} did not come up in {BOOT_SECONDS} s: {answer}", f"see {home / 'console.log'}")
+            trees.die(f"{name} did not come up in {BOOT_SECONDS} s: {answer}", f"see {home / 'console.log'}")
         time.sleep(0.5)
 
 
 def _known(name: str) -> dict[str, Any]:
     host = testhost.state(name)
     if host is None:
-        testhost.die(f"there is no machine {name}", "make it first")
+        trees.die(f"there is no machine {name}", "make it first")
     return host
 
 
@@ -145,7 +146,7 @@ def _ended(name: str) -> None:
     deadline = time.monotonic() + BOOT_SECONDS
     while testhost.alive(name):
         if time.monotonic() > deadline:
-            testhost.die(f"{name} does not end", f"end it: kill {_known(name)['pid']}")
+            trees.die(f"{name} does not end", f"end it: kill {_known(name)['pid']}")
         time.sleep(0.1)
     # Its main thread is gone; others may hold the lock of its disk for a moment. Its parent, mostly this process,
     # can wait for all.

@@ -16,7 +16,7 @@ import testinfra
 import yaml
 from conftest import Playbook, ledger, proof, reboot, sessions, wait
 
-PRIMARY, STANDBY = "failover-debian12", "failover-debian13"
+PRIMARY, STANDBY = "failover-bookworm", "failover-trixie"
 DEAD = ("-e", "abathur_db_failover_primary_is_dead=true")
 
 

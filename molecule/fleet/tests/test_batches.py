@@ -33,7 +33,7 @@ def sick(tmp_path: Path) -> Any:
     """Give an inventory that adds variables to one host."""
 
     def write(number: int, **variables: object) -> str:
-        name = f"fleet-{number}-debian{13 if number % 2 else 12}"
+        name = numbered()[number].backend.get_hostname()
         (tmp_path / "sick.json").write_text(json.dumps({"abathur": {"hosts": {name: variables}}}))
         return str(tmp_path / "sick.json")
 

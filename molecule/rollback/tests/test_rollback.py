@@ -236,13 +236,15 @@ def test_a_database_that_is_broken_comes_back_from_the_newest_backup(playbook: A
 
 
 @pytest.mark.parametrize("variable", ["abathur_db_rollback_to=fresh", "abathur_db_rollback_lose_rows=true"])
-def test_the_databases_of_several_hosts_are_not_replaced_unless_that_is_said(playbook: Any, variable: str) -> None:
+def test_the_databases_of_several_hosts_are_not_replaced_unless_that_is_said(
+    playbook: Any, tmp_path: Path, variable: str
+) -> None:
     before = [kept(host) for host in hosts()]
-    done = playbook("rollback.yml", "-e", variable)
+    (tmp_path / "more.json").write_text(json.dumps({"abathur": {"hosts": {"another": {"ansible_port": 1}}}}))
+    done = playbook("rollback.yml", "-i", str(tmp_path / "more.json"), "-e", variable)
     assert done.returncode != 0
-    assert "would replace the databases of 2 hosts (rollback-debian12, rollback-debian13), so nothing was done" in said(
-        done
-    )
+    name = hosts()[0].backend.get_hostname()
+    assert f"would replace the databases of 2 hosts ({name}, another), so nothing was done" in said(done)
     assert "say that all are: --limit abathur" in said(done)
     assert [kept(host) for host in hosts()] == before
 

@@ -25,7 +25,7 @@ def test_each_host_has_its_page_and_the_worst_is_first(playbook: Any, tmp_path: 
     assert "changed=0" in done.stdout
     assert "3 hosts, 2 in need of attention: silent, " in done.stdout
     fleet = (directory / "fleet.html").read_text()
-    names = [f"{os.environ['MOLECULE_SCENARIO_NAME']}-debian{number}" for number in (12, 13)]
+    names = [f"{os.environ['MOLECULE_SCENARIO_NAME']}-{suite}" for suite in ("bookworm", "trixie")]
     bad = next(name for name in names if not json.loads((directory / name / "report.json").read_text())["ok"])
     order = [fleet.index(f">{name}<") for name in ("silent", bad, next(name for name in names if name != bad))]
     assert order == sorted(order)

@@ -1,0 +1,1 @@
+"""`make bench`: our jobs and deploys beside their peers, as ratios."""
