@@ -5,9 +5,12 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 SUITE ?= trixie
-SCENARIO ?= default replication security fleet rollback timers failover monitoring diagnose upgrade
-# How many of them, and of the unit tests, run at a time.
-JOBS ?= 2
+# The longest first, so that none is left alone at the end.
+SCENARIO ?= replication default fleet security rollback timers failover monitoring diagnose upgrade
+# These run on both Debians by themselves; the others on one, and in `make test-all` on each.
+BOTH := default failover
+# How many parts run at a time, and how many of the unit tests.
+JOBS ?= $(shell nproc)
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
@@ -21,13 +24,22 @@ HOSTS ?= 20
 VENV := .venv/bin
 TESTHOST := $(VENV)/python molecule/resources/testhost.py
 BENCH = $(SUDO) env "PATH=$(PATH)" PYTHONPATH=scripts:molecule/resources $(VENV)/python -m benchmarks.bench
+TIMINGS = $(VENV)/python scripts/timings.py
+FAULTS = $(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest
+FULL ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
-.PHONY: help deploy destroy ssh tool venv test lint unit molecule faults bench fleet lock docs screenshot clean packages-host packages-test packages-faults
+PARTS_quick := lint unit-quick
+PARTS_test := unit $(SCENARIO:%=scenario-%) lint faults-tenth
+PARTS_test-all := faults-machine unit faults-disks faults-kills $(foreach each,$(SCENARIO),$(if $(filter $(each),$(BOTH)),\
+  scenario-$(each),scenario-$(each).trixie scenario-$(each).bookworm)) faults-load faults-deploys lint
+
+.PHONY: help deploy destroy ssh tool venv quick test test-all lint unit unit-quick molecule faults faults-tenth bench fleet \
+  lock docs screenshot clean packages-host packages-test packages-faults
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
 
 deploy: venv ## deploy to a throwaway systemd host, or to INVENTORY=path
 ifeq ($(INVENTORY),)
@@ -53,11 +65,26 @@ ssh: venv ## log in to the host of `make deploy`, or run COMMAND="..." on it
 tool: venv ## build dist/abathur-db, the tool in one file
 	@$(VENV)/python scripts/build.py
 
-test: lint unit molecule ## run all checks and tests
-	@$(MAKE) --no-print-directory faults KILLS=20 POINTS=1 LOAD=10 ARGS='-m "not machine"'
+quick: venv packages-lint ## lint, and the unit tests that start no playbook, host, store or browser, in 90 s
+	$(call RUN_PARTS,quick)
 
-lint: venv ## check style and types of Python, YAML, roles and shell
-	@.ci/packages shellcheck
+test: venv packages-lint packages-test packages-faults ## run what CI runs: lint, unit tests, every scenario, a tenth of the faults
+	$(call RUN_PARTS,test)
+
+test-all: venv packages-lint packages-test packages-faults ## before a release: each scenario on both Debians, all kills and waits at full length
+	$(call RUN_PARTS,test-all,FULL=1)
+
+# Runs the parts of a run, JOBS at a time, the output of each at its end; then says what each took.
+define RUN_PARTS
+	@$(TIMINGS) begin $(1); code=0; \
+	$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=recurse --keep-going RUN=$(1) $(2) $(PARTS_$(1):%=part-%) || code=$$?; \
+	$(TIMINGS) report $(1); exit $$code
+endef
+
+part-%:
+	@$(TIMINGS) part $(RUN) $* $(MAKE) --no-print-directory $*
+
+lint: venv packages-lint ## check style and types of Python, YAML, roles and shell
 	ruff check .
 	ruff format --check .
 	mypy
@@ -70,14 +97,33 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage combine --quiet
 	$(SUDO) env "PATH=$(PATH)" coverage report
 
+unit-quick: venv
+	pytest --numprocesses $(JOBS) --dist loadfile -m "not engine" tests
+
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name; the output of several comes at the end of each
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(word 2,$(SCENARIO)),--output-sync=target) $(SCENARIO:%=scenario-%)
 
+# scenario-NAME, or scenario-NAME.SUITE for a Debian of your choice.
 scenario-%:
-	$(SUDO) env "PATH=$(PATH)" molecule test --no-command-borders -s $*
+	$(SUDO) env "PATH=$(PATH)" $(if $(suffix $*),SUITE=$(patsubst .%,%,$(suffix $*))) FULL=$(FULL) \
+	  MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/molecule/$* molecule test --no-command-borders -s $(basename $*)
 
 faults: venv packages-faults ## try to break it: KILLS=200, power CUTS=20, POINTS=20 of full disks, LOAD=600 seconds
-	$(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest faults $(ARGS)
+	$(FAULTS) faults $(ARGS)
+
+faults-tenth: KILLS = 20
+faults-tenth: POINTS = 1
+faults-tenth: LOAD = 10
+faults-tenth: venv packages-faults
+	$(FAULTS) -m "not machine" faults
+
+FAULTS_disks := faults/test_full_disk.py
+FAULTS_kills := faults/test_kills.py
+FAULTS_deploys := faults/test_kills_of_deploys.py
+FAULTS_load := faults/test_load.py
+FAULTS_machine := faults/test_time.py faults/test_power.py
+faults-%: venv packages-faults
+	$(FAULTS) $(FAULTS_$*)
 
 bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd
@@ -95,6 +141,9 @@ venv: .venv/lock ## install the pinned Python packages into .venv
 # The peers of `make bench` have an environment of their own.
 .cache/bench/lock: benchmarks/requirements.txt
 	@.ci/venv $(PYTHON) .cache/bench $<
+
+packages-lint:
+	@.ci/packages shellcheck
 
 packages-host:
 	@.ci/packages systemd-nspawn:systemd-container mmdebstrap ssh:openssh-client

@@ -88,6 +88,9 @@ REASONS = (
 )
 """What Litestream's long words come down to; the first that fits."""
 
+UNANSWERED = frozenset(meaning for _, meaning in REASONS)
+"""What a look at the store ends with that had no answer."""
+
 CLOCK = "compare it with a clock that is right, and let it be kept: timedatectl set-ntp true"
 HINTS = {
     SKEWED: CLOCK,

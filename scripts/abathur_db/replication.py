@@ -79,7 +79,9 @@ def replication(config: Config) -> Result:
         replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
     )
-    checks = [check, *([] if found.standby else [*_alone(config, found), _readable(config)])]
+    # A store that did not answer now is not waited for once more.
+    sole = [] if found.standby or fault in replica.UNANSWERED else _alone(config, found)
+    checks = [check, *sole, *([] if found.standby else [_readable(config)])]
     summary, hint = summarize("replication", checks)
     if not hint and not fault:
         summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
