@@ -13,8 +13,7 @@ import databases
 import pytest
 
 from faults import moments, places
-from faults.test_kills import counted_backups_are_whole
-from faults.world import Answer, World, next_release
+from faults.world import Answer, World, counted_backups_are_whole, next_release
 
 ROWS = 3000
 """About 4 MB."""

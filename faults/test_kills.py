@@ -12,10 +12,9 @@ from typing import Any
 
 import databases
 import pytest
-from abathur_db import packing
 
 from faults import moments
-from faults.world import ROOT, Ledger, World, next_release, writers
+from faults.world import ROOT, Ledger, World, counted_backups_are_whole, next_release, writers
 
 ROWS = 12_000
 """About 15 MB: every command but the smallest then takes a good part of a second."""
@@ -113,19 +112,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     yield prepared
     for world, _ in made.values():
         shutil.rmtree(world.root)
-
-
-def counted_backups_are_whole(world: World) -> None:
-    """Prove everything that counts as a backup from its file alone: it unpacks to a sound database with its rows."""
-    for each in world.good("backups")["data"]["backups"]:
-        if each["counts"]:
-            plain = world.root / "proof"
-            assert packing.unpack(world.conf.backup_directory / each["file"], plain, 1 << 40) == each["plain_sha256"]
-            with closing(sqlite3.connect(plain)) as connection:
-                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-                sessions = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
-            assert sessions == each["rows"]["sessions"]
-            plain.unlink()
 
 
 def all_is_well(world: World, ledger: Ledger) -> None:

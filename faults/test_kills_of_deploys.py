@@ -11,10 +11,11 @@ from subprocess import TimeoutExpired
 
 import pytest
 import testhost
+from databases import until
 
 from faults import hosts, moments
 from faults.hosts import Host
-from faults.world import ROOT, end_group, next_release, until
+from faults.world import ROOT, end_group, next_release
 
 NAME = "faults-debian"
 ROUNDS = max(1, moments.number("KILLS", 20) // 20)

@@ -17,7 +17,7 @@ import databases
 from abathur_db import database
 
 from faults import moments
-from faults.world import World, until
+from faults.world import World
 
 SECONDS = moments.number("LOAD", 15)
 SESSIONS = 50
@@ -46,7 +46,7 @@ def sessions(path: Path, folder: Path) -> Iterator[list[int]]:
         program = [sys.executable, str(Path(__file__).with_name("sessions.py")), str(path), str(SESSIONS), str(PAUSE)]
         process = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
     try:
-        until(lambda: (folder / "operations").read_text().endswith("\n"), "the sessions begin")
+        databases.until(lambda: (folder / "operations").read_text().endswith("\n"), "the sessions begin")
         yield [int(each) for each in (folder / "operations").read_text().split()]
     finally:
         process.terminate()

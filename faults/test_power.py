@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import testhost
 import testvm
+from databases import until
 
 from faults import hosts, moments
 from faults.hosts import DATABASE, DEPLOY, Host
-from faults.world import Ledger, end_group, next_release, until
+from faults.world import Ledger, end_group, next_release
 
 pytestmark = pytest.mark.machine
 

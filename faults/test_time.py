@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import testvm
+from databases import until
 
 from faults.hosts import Host
-from faults.world import until
 
 pytestmark = pytest.mark.machine
 

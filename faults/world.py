@@ -9,15 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import databases
-from abathur_db import config, resources
+from abathur_db import config, packing, resources
 from abathur_db.config import Config
 
 ROOT = databases.ROOT
@@ -122,6 +121,19 @@ class World:
         ]
 
 
+def counted_backups_are_whole(world: World) -> None:
+    """Prove everything that counts as a backup from its file alone: it unpacks to a sound database with its rows."""
+    for each in world.good("backups")["data"]["backups"]:
+        if each["counts"]:
+            plain = world.root / "proof"
+            assert packing.unpack(world.conf.backup_directory / each["file"], plain, 1 << 40) == each["plain_sha256"]
+            with closing(sqlite3.connect(plain)) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                sessions = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+            assert sessions == each["rows"]["sessions"]
+            plain.unlink()
+
+
 class Ledger:
     """What the writers were told: ids of acknowledged rows, and their errors."""
 
@@ -153,7 +165,7 @@ def writers(path: Path, folder: Path, count: int = 4, pause: float = 0.02) -> It
             start_new_session=True,
         )
     try:
-        until(lambda: len(ledger.acknowledged()) > before + count, "the writers begin")
+        databases.until(lambda: len(ledger.acknowledged()) > before + count, "the writers begin")
         yield ledger
     finally:
         process.terminate()
@@ -162,15 +174,6 @@ def writers(path: Path, folder: Path, count: int = 4, pause: float = 0.02) -> It
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
-    """Wait until something is so. Raises TimeoutError, naming it, when it never is."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s and it never came: {what}")
-        time.sleep(0.05)
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

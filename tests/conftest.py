@@ -14,6 +14,9 @@ from abathur_db import config, resources
 from abathur_db.config import Config
 from databases import ROOT
 
+# What its checks compare is shown when they fail, as in a test module.
+pytest.register_assert_rewrite("pages")
+
 Answer = tuple[int, str, str]
 Cli = Callable[..., Answer]
 

@@ -8,7 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def at_work(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[byte
     finally:
         process.kill()
         process.wait()
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 120, poll: float = 0.02) -> Any:
+    """Wait until something is so, and return what told it. Raises TimeoutError, naming it, when it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s and it never came: {what}")
+        time.sleep(poll)
+    return found
 
 
 def dump(path: Path) -> list[str]:

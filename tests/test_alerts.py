@@ -137,7 +137,7 @@ def listener() -> Iterator[Listener]:
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield state
     server.shutdown()

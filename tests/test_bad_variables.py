@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from abathur_db import cli
 from databases import ROOT
-from test_contract import specs
+from variables import specs
 
 Case = tuple[dict[str, Any], str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -16,6 +17,7 @@ import yaml
 from abathur_db import cli, config, resources
 from abathur_db.config import Config
 from databases import ROOT
+from variables import defaults, load, specs
 
 import docs
 
@@ -27,20 +29,6 @@ OF_THE_HOST = {"database", "backup_directory", "state_directory", "install_direc
     "backup_owner",
     "application_units",
 }
-
-
-def load(path: str) -> Any:
-    return yaml.safe_load((ROOT / path).read_text())
-
-
-def defaults(role: str) -> dict[str, Any]:
-    found: dict[str, Any] = load(f"roles/{role}/defaults/main.yml")
-    return found
-
-
-def specs(role: str) -> dict[str, Any]:
-    entries = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"].values()
-    return {name: option for entry in entries for name, option in entry["options"].items()}
 
 
 def rendered() -> dict[str, Any]:
@@ -196,3 +184,24 @@ def test_every_file_that_the_readme_links_to_is_there() -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", docs.README.read_text())
     assert "docs/bench-1gb.svg" in linked
     assert [each for each in linked if not (docs.README.parent / each).exists()] == []
+
+
+def imported(module: Path) -> list[str]:
+    """Return the names of what a module imports, wherever in it: of modules, and of what is taken out of them."""
+    found = []
+    for each in ast.walk(ast.parse(module.read_text())):
+        if isinstance(each, ast.ImportFrom):
+            found += [f"{each.module or ''}.{alias.name}" for alias in each.names]
+        elif isinstance(each, ast.Import):
+            found += [alias.name for alias in each.names]
+    return found
+
+
+def test_no_test_module_takes_anything_from_another_one() -> None:
+    """What two of them need stands in a helper module, so that each runs alone and none is collected by the way."""
+    folders = [ROOT / "tests", ROOT / "faults", *ROOT.glob("molecule/*/tests")]
+    modules = [each for folder in folders for each in sorted(folder.rglob("*.py"))]
+    assert len({each.parent for each in modules if each.name.startswith("test_")}) > 5
+    named = [(each, name) for each in modules for name in imported(each)]
+    taken = [f"{each.relative_to(ROOT)} imports {name}" for each, name in named if re.search(r"(^|\.)test_", name)]
+    assert taken == []

@@ -9,15 +9,15 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import litestream
 import pytest
+import replicas
 from abathur_db import (
     cli,
     doctor,
@@ -38,10 +38,8 @@ from abathur_db import (
 )
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
-from databases import rows, value
-from test_replication import recorded, service, set_clock
-
-LITESTREAM = litestream.find()["path"]
+from databases import rows, until, value
+from replicas import recorded, service, set_clock, snapshot_arrives
 
 
 @pytest.fixture(autouse=True)
@@ -66,16 +64,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def settings(conf: Config, *, follows: bool, **others: Any) -> None:
-    values = {
-        "database": str(conf.database),
-        "url": f"file://{replica.SETTINGS.parent}/store",
-        "host_key": "",
-        "litestream": LITESTREAM,
-        "maximum_lag_seconds": 5,
-        "keep_days": 7,
-        "standby": follows,
-    }
-    replica.SETTINGS.write_text(json.dumps({**values, **others}))
+    replicas.settings(conf, **{"maximum_lag_seconds": 5, "standby": follows, **others})
 
 
 def as_root(conf: Config) -> Config:
@@ -110,20 +99,13 @@ def follower(conf: Config, tmp_path: Path) -> Config:
     )
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    while not (found := condition()):
-        time.sleep(0.05)
-    return found
-
-
 def replicated(primary: Config, monkeypatch: pytest.MonkeyPatch, count: int, name: str) -> None:
     """Let the primary write some rows, and send them."""
     settings(primary, follows=False)
     with service(primary, monkeypatch):
         rows(primary.database, count, name)
         assert replication.replication(primary).ok
-        while not any(each["level"] == 9 for each in replica.changes(primary, replica.required(primary), 1)):
-            time.sleep(0.1)
+        snapshot_arrives(primary)
 
 
 @contextmanager
@@ -157,7 +139,7 @@ def following(follower: Config) -> Iterator[list[Any]]:
 
 
 def caught_up(follower: Config) -> standby.Copy:
-    found: standby.Copy = wait(lambda: standby.current(follower))
+    found: standby.Copy = until(lambda: standby.current(follower), "the copy has caught up")
     return found
 
 
@@ -206,7 +188,7 @@ def test_a_restart_makes_a_new_copy_and_the_old_one_stays_until_it_has_caught_up
         first = caught_up(follower)
     (standby.place(follower) / "0001-5").mkdir()
     with following(follower):
-        wait(lambda: standby.current(follower) not in (None, first))
+        until(lambda: standby.current(follower) not in (None, first), "the new copy has caught up")
     assert [each.folder.exists() for each in (first, standby.copies(follower)[0])] == [False, True]
     assert len(standby.copies(follower)) == 1
 
@@ -234,7 +216,7 @@ def test_a_newer_lineage_is_moved_on_to(primary: Config, follower: Config, monke
         (replica.SETTINGS.parent / "store/0002").mkdir()
         shutil.copytree(replica.SETTINGS.parent / "store/0001/ltx", replica.SETTINGS.parent / "store/0002/ltx")
         assert replica.newest(follower, found) == 2
-        wait(lambda: ended)
+        until(lambda: ended, "it ends")
         assert ended[0].summary == "lineage 0002 has begun after 0001; it is followed from now on"
 
 
@@ -292,9 +274,12 @@ def test_a_standby_that_is_started_again_goes_on_from_what_it_followed(
         (store / former).rename(store / f"{number:04}")
         with following(follower) as ended:
             found = replica.required(follower)
-            while not ended and standby.known(follower, found)["lineage"] != number:
-                time.sleep(0.05)
-            assert ended == []
+
+            def goes_on(found: replica.Settings = found, number: int = number) -> bool:
+                assert ended == []
+                return bool(standby.known(follower, found)["lineage"] == number)
+
+            until(goes_on, "the next lineage is followed")
 
 
 def test_a_standby_that_makes_a_new_copy_is_given_time_for_it(
@@ -489,7 +474,7 @@ def test_a_standby_is_promoted_with_every_change_that_the_replica_has(
         (follower.install_directory / "kept").mkdir()
         assert failover.promote(conf, lose_rows=False, alone=True, dry_run=True).data["lineage"] == 1
         assert not follower.database.exists()
-        wait(lambda: standby.level(follower, replica.required(follower), 5)[0] == "")
+        until(lambda: standby.level(follower, replica.required(follower), 5)[0] == "", "the copy is level")
         (host.UNITS / replica.FOLLOW).touch()
         del told[:]
         result = failover.promote(conf, lose_rows=False, alone=True)

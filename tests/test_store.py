@@ -6,12 +6,9 @@ import hashlib
 import hmac
 import json
 import re
-import shutil
 import socket
 import subprocess
-import sysconfig
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -23,16 +20,13 @@ from pathlib import Path
 import pytest
 from abathur_db import replication
 from abathur_db.config import Config
-from databases import rows, value
-from test_replication import Configure, conf, configure, lend, restored, service
+from databases import rows, until, value
+from replicas import Configure, conf, configure, lend, restored, service, weed
 
 __all__ = ["conf", "configure"]
 
-WEED = shutil.which("weed", path=sysconfig.get_path("scripts"))
-STARTS = 60
-"""Seconds that SeaweedFS may take to start."""
 KEY, SECRET = "a", "b"
-"""As test_replication.lend has them."""
+"""As replicas.lend has them."""
 MAKE = "s3.bucket.create -name bucket\n"
 
 
@@ -63,20 +57,23 @@ def store(folder: Path) -> Iterator[int]:
     others += ["-volume.minFreeSpace=1MiB", "-volume.max=8", "-master.telemetry=false"]
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen([str(WEED), "-logtostderr=true", "server", *ports, *places, *others], stderr=log) as process,
+        subprocess.Popen([weed(), "-logtostderr=true", "server", *ports, *places, *others], stderr=log) as process,
     ):
         try:
-            deadline = time.monotonic() + STARTS
-            asked = [str(WEED), "shell", f"-master=127.0.0.1:{port}"]
-            said = ""
-            while not re.search("created|already", said) or not _listens(port + 3):
-                assert time.monotonic() < deadline, f"SeaweedFS does not start: {(folder / 'log').read_text()[-2000:]}"
-                said = subprocess.run(
-                    asked, input=MAKE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-                ).stdout
+            until(lambda: _has_bucket(port) and _listens(port + 3), "SeaweedFS starts")
             yield port + 3
+        except TimeoutError as late:
+            late.add_note((folder / "log").read_text()[-2000:])
+            raise
         finally:
             process.kill()
+
+
+def _has_bucket(port: int) -> bool:
+    """Make the bucket, unless it is there already."""
+    asked = [weed(), "shell", f"-master=127.0.0.1:{port}"]
+    done = subprocess.run(asked, input=MAKE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return bool(re.search("created|already", done.stdout))
 
 
 def _listens(port: int) -> bool:
@@ -147,7 +144,7 @@ def seen_by(clock: Clock, port: int) -> Iterator[str]:
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Pass) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield f"s3://bucket/host?endpoint=http://127.0.0.1:{server.server_port}&region=none"

@@ -20,21 +20,14 @@ import pytest
 from abathur_db import database, maintenance, proof, replica, replication, wal, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
-from databases import rows, run, value
-from test_replication import Configure, conf, configure, restored, service
+from databases import rows, run, until, value
+from replicas import Configure, conf, configure, restored, service
 
 __all__ = ["conf", "configure"]
 
 Captured = pytest.CaptureFixture[str]
 
 COUNT = "SELECT count(*) FROM memory_entries"
-
-
-def wait(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be so"
-        time.sleep(0.02)
 
 
 def killed_while_committing(conf: Config, count: int, name: str) -> None:
@@ -70,7 +63,7 @@ def test_after_a_writer_was_killed_while_it_committed_the_replica_is_as_the_data
         rows(conf.database, 50)
         assert replication.replication(conf).ok
         killed_while_committing(conf, 20, "user:lost")
-        wait(lambda: sent_more(conf))
+        until(lambda: sent_more(conf), "Litestream reads what is not committed")
         # As long as nothing stands in its place the replica has all that is committed.
         assert replication.replication(conf).ok
         assert first.poll() is None
@@ -107,11 +100,12 @@ def test_what_was_committed_just_before_a_stop_arrives_also_when_litestream_goes
     def astray(child: subprocess.Popen[str], _: watch.Way, hold: ExitStack) -> bool:
         """Find it as soon as it was told to stop."""
         hold.close()
-        pending = 0
-        while not pending & 1 << (signal.SIGTERM - 1):
-            time.sleep(0.02)
+
+        def pending() -> bool:
             told = re.search(r"^ShdPnd:\s+(\w+)", Path(f"/proc/{child.pid}/status").read_text(), re.MULTILINE)
-            pending = int(told[1], 16) if told else 0
+            return bool(told and int(told[1], 16) & 1 << (signal.SIGTERM - 1))
+
+        until(pending, "it is told to stop")
         return True
 
     monkeypatch.setattr(watch, "_goes_astray", astray)
@@ -136,7 +130,7 @@ def test_a_transaction_of_the_same_length_that_ends_with_the_same_page_is_told_f
         run(conf.database, "BEGIN; INSERT INTO a VALUES ('never'); INSERT INTO z VALUES ('same'); COMMIT")
         with index.open("r+b") as stream:
             stream.write(before)
-        wait(lambda: sent_more(conf))
+        until(lambda: sent_more(conf), "Litestream reads what is not committed")
         run(conf.database, "BEGIN; INSERT INTO a VALUES ('truly'); INSERT INTO z VALUES ('same'); COMMIT")
         rows(conf.database, 5)
 
@@ -144,7 +138,7 @@ def test_a_transaction_of_the_same_length_that_ends_with_the_same_page_is_told_f
             said.append(capfd.readouterr().err)
             return "the whole database is sent again" in "".join(said)
 
-        wait(told)
+        until(told, "the whole database is sent again")
         assert replication.replication(conf).ok
     assert value(restored(conf, 1, tmp_path / "r.db"), "SELECT x FROM a") == "truly"
     assert "another transaction stands where Litestream had sent one" in "".join(said)
@@ -158,7 +152,7 @@ def test_a_shorter_transaction_in_the_place_of_the_one_that_never_was_is_found_b
         rows(conf.database, 5)
         assert replication.replication(conf).ok
         killed_while_committing(conf, 300, "user:lost")
-        wait(lambda: sent_more(conf))
+        until(lambda: sent_more(conf), "Litestream reads what is not committed")
         rows(conf.database, 1, "user:2")
         assert sent_more(conf)
         assert replication.replication(conf).ok
@@ -349,18 +343,21 @@ def lose(conf: Config, levels: Path, damage: Callable[[Path], Any]) -> tuple[Pat
         """Return the last change of those that are put together."""
         return max((each.name[17:] for each in (levels / "2").glob("*.ltx")), default="")
 
-    while True:
+    def damaged() -> tuple[Path, bytes] | None:
         rows(conf.database, 1, f"user:{time.monotonic_ns()}")
-        time.sleep(0.2)
         last = together()
         waiting = sorted(each for each in (levels / "1").glob("*.ltx") if each.name > last)
         if len(waiting) < 3:
-            continue
+            return None
         whole = waiting[-2].read_bytes()
         damage(waiting[-2])
         if last == together():
             return waiting[-2], whole
         waiting[-2].write_bytes(whole)
+        return None
+
+    lost: tuple[Path, bytes] = until(damaged, "files of the first level wait", poll=0.2)
+    return lost
 
 
 @pytest.mark.usefixtures("configure")
@@ -389,12 +386,12 @@ def test_a_file_that_the_store_has_lost_is_said_until_it_can_be_read_again(
     with service(conf, monkeypatch):
         assert replication.replication(conf).ok
         path, whole = lose(conf, tmp_path / "store" / "0001" / "ltx", damage)
-        wait(lambda: not replicated().ok)
+        until(lambda: not replicated().ok, "the lost file is said")
         result = replicated()
         assert "found what was sent cannot be read back: " in result.summary
         assert result.hint.endswith("abathur-db promote --new-lineage")
         path.write_bytes(whole)
-        wait(lambda: replicated().ok)
+        until(lambda: replicated().ok, "it can be read again")
     assert "compaction failed: " in capfd.readouterr().err
 
 
