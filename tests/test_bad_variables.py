@@ -18,6 +18,8 @@ from abathur_db import cli
 from databases import ROOT
 from variables import specs
 
+pytestmark = pytest.mark.engine
+
 Case = tuple[dict[str, Any], str]
 
 

@@ -12,6 +12,8 @@ import demonstration
 import pytest
 from abathur_db import fleet_page, page, report, runs
 
+pytestmark = pytest.mark.engine
+
 LONG = "a_word_without_an_end_" * 12
 
 

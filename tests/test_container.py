@@ -14,6 +14,8 @@ import pytest
 import trees
 from databases import ROOT, value
 
+pytestmark = pytest.mark.engine
+
 Podman = Callable[..., str]
 
 

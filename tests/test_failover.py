@@ -41,6 +41,8 @@ from abathur_db.result import Exit, Failure
 from databases import rows, until, value
 from replicas import recorded, service, set_clock, snapshot_arrives
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(autouse=True)
 def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ from replicas import (
     snapshot_arrives,
 )
 
+pytestmark = pytest.mark.engine
+
 __all__ = ["conf", "configure"]
 
 

@@ -23,6 +23,8 @@ from abathur_db.config import Config
 from databases import rows, until, value
 from replicas import Configure, conf, configure, lend, restored, service, weed
 
+pytestmark = pytest.mark.engine
+
 __all__ = ["conf", "configure"]
 
 KEY, SECRET = "a", "b"

@@ -23,6 +23,8 @@ from abathur_db.result import Failure, Result
 from databases import rows, run, until, value
 from replicas import Configure, conf, configure, restored, service
 
+pytestmark = pytest.mark.engine
+
 __all__ = ["conf", "configure"]
 
 Captured = pytest.CaptureFixture[str]
