@@ -148,7 +148,9 @@ class Hosts:
 
     def kill_writers(self) -> None:
         """Kill writers while they commit, one after the other."""
-        killed = "timeout --foreground -s KILL 0.$(shuf -i 300-999 -n 1) python3 /usr/local/bin/writer.py 0"
+        command = f"python3 /opt/writers.py /{DATABASE} 1 0 --held --ledger /var/lib/ledger"
+        # Without --foreground, which would leave the process alone that the program starts.
+        killed = f"timeout -s KILL 0.$(shuf -i 300-999 -n 1) {command}"
         self.remote(
             PRIMARY, f"for each in $(seq {KILLS}); do runuser -u abathur -- {killed}; sleep {REST_SECONDS}; done; true"
         )

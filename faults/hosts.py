@@ -15,7 +15,7 @@ from typing import Any
 
 import testhost
 
-from faults.world import ROOT, WRITERS
+from faults.world import ROOT, WRITERS, identities
 
 DATABASE = "/var/lib/abathur/abathur.db"
 LEDGER = "/var/lib/ledger"
@@ -101,7 +101,7 @@ class Host:
 
     def acknowledged(self) -> set[str]:
         """Return the ids of the rows that the application was told are committed."""
-        return set(self.run(f"cat {LEDGER}/acknowledged").stdout.split())
+        return identities(self.run(f"cat {LEDGER}/acknowledged").stdout)
 
     def install_application(self) -> None:
         """Put the writers on the host, as a unit that is not started yet."""

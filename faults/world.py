@@ -20,7 +20,7 @@ from abathur_db import config, packing, resources
 from abathur_db.config import Config
 
 ROOT = databases.ROOT
-WRITERS = Path(__file__).with_name("writers.py")
+WRITERS = ROOT / "molecule/resources/writers.py"
 
 NEXT_MIGRATION = """-- What a next release needs: takes a while, and changes every kind of object.
 ALTER TABLE sessions ADD COLUMN mood TEXT;
@@ -134,6 +134,12 @@ def counted_backups_are_whole(world: World) -> None:
             plain.unlink()
 
 
+def identities(text: str) -> set[str]:
+    """Return the ids of the rows that lines of the writers acknowledge; one that was cut off has not arrived."""
+    lines = (line.split() for line in text.rpartition("\n")[0].splitlines())
+    return {each[1] for each in lines if len(each) == 3}
+
+
 class Ledger:
     """What the writers were told: ids of acknowledged rows, and their errors."""
 
@@ -143,8 +149,8 @@ class Ledger:
         self.faults = folder / "errors"
 
     def acknowledged(self) -> set[str]:
-        """Return the ids of all acknowledged rows; a line that was cut off has not arrived."""
-        return set(self.rows.read_text().rpartition("\n")[0].split()) if self.rows.exists() else set()
+        """Return the ids of all acknowledged rows."""
+        return identities(self.rows.read_text()) if self.rows.exists() else set()
 
     def errors(self) -> list[str]:
         """Return what went wrong, a line each."""

@@ -1,4 +1,4 @@
-"""Shared by the scenarios' tests: a host's tool and journal, and the playbooks run as an operator runs them."""
+"""Shared by the scenarios' tests: a host's tool, programs and journal, and playbooks run as an operator runs them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import testinfra
 ROOT = Path(__file__).resolve().parents[1]
 # One of the scenario's own, because several run at a time.
 SUMMARY = ROOT / "reports" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'fleet')}.json"
+DATABASE = "/var/lib/abathur/abathur.db"
 Tool = Callable[..., dict[str, Any]]
 Query = Callable[[str], list[list[Any]]]
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,19 +39,7 @@ def tool(host: Any) -> Tool:
 @pytest.fixture
 def query(host: Any) -> Query:
     """Ask the host's database as its owner; return the rows."""
-
-    def ask(sql: str) -> list[list[Any]]:
-        program = (
-            "import json, sqlite3\n"
-            f"rows = sqlite3.connect('/var/lib/abathur/abathur.db').execute({sql!r}).fetchall()\n"
-            "print(json.dumps(rows))"
-        )
-        encoded = base64.b64encode(program.encode()).decode()
-        answer = host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
-        found: list[list[Any]] = json.loads(answer)
-        return found
-
-    return ask
+    return lambda sql: ask(host, sql)
 
 
 @pytest.fixture
@@ -88,11 +78,86 @@ def reboot(name: str) -> None:
 
 
 def wait(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until something is so; the test's own assertions tell when it never is."""
+    """Wait until something is so, and return it; false when it never is, which the test has to assert."""
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.1)
     return found
+
+
+def one_liner(program: str) -> str:
+    """Return the shell command that runs a Python program, whatever quotes are in it."""
+    encoded = base64.b64encode(program.encode()).decode()
+    return f"python3 -c \"exec(__import__('base64').b64decode('{encoded}'))\""
+
+
+def python(host: Any, program: str, user: str = "abathur") -> str:
+    """Run a Python program on the host, as the application's user unless another is named; return what it printed."""
+    output: str = host.check_output(f"runuser -u {user} -- {one_liner(program)}")
+    return output
+
+
+def ask(host: Any, sql: str, path: str = DATABASE) -> list[list[Any]]:
+    """Run a statement on a database of the host's, as its owner, and commit; return the rows."""
+    program = (
+        "import json, sqlite3\n"
+        f"connection = sqlite3.connect({path!r}, timeout=30, isolation_level=None)\n"
+        f"print(json.dumps(connection.execute({sql!r}).fetchall()))"
+    )
+    found: list[list[Any]] = json.loads(python(host, program, f"$(stat -c %U {path})"))
+    return found
+
+
+def sessions(host: Any, path: str = DATABASE) -> set[str]:
+    """Return the sessions of a database of the host's."""
+    return {row[0] for row in ask(host, "SELECT id FROM sessions", path)}
+
+
+@contextmanager
+def running(host: Any, what: str, unit: str = "holder", user: str = "abathur") -> Iterator[str]:
+    """Run a command in a unit of its own meanwhile; lend its process id."""
+    host.check_output(f"systemd-run --quiet --unit {unit} --uid {user} {what}")
+    try:
+        yield host.check_output(f"systemctl show -P MainPID {unit}")
+    finally:
+        host.run(f"systemctl stop {unit}; systemctl reset-failed {unit}")
+
+
+@contextmanager
+def locked(host: Any) -> Iterator[None]:
+    """Hold the lock of the jobs meanwhile."""
+    with running(host, "flock /var/lib/abathur-db/lock sleep 60", user="root"):
+        assert wait(lambda: host.run("flock -n /var/lib/abathur-db/lock true").rc != 0)
+        yield
+
+
+@contextmanager
+def setting(host: Any, key: str, value: str) -> Iterator[None]:
+    """Change one setting of the host meanwhile."""
+    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
+    host.check_output(f"sed -i 's|^{key} = .*|{key} = {value}|' /etc/abathur-db.toml")
+    try:
+        yield
+    finally:
+        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
+
+
+def start(host: Any, job: str) -> Any:
+    """Start a job's unit and wait for its end."""
+    return host.run(f"systemctl start abathur-db@{job}.service")
+
+
+def now(host: Any) -> str:
+    """Return the host's time as journalctl --since takes it."""
+    output: str = host.check_output("date +%s.%N")
+    return output
+
+
+def alert_of(host: Any, job: str, since: str) -> str:
+    """Return what the alert of a job said since then; it runs after the job, so it is waited for."""
+    journal = f"journalctl --no-pager -o cat -p err -u abathur-db-alert@{job}.service --since @{since}"
+    said: str = wait(lambda: host.check_output(journal))
+    return said
 
 
 def proof(host: Any) -> dict[str, Any]:
@@ -103,18 +168,14 @@ def proof(host: Any) -> dict[str, Any]:
 
 
 def ledger(host: Any) -> list[tuple[float, str]]:
-    """Return what resources/writer.py was told is committed: when, and which session."""
+    """Return what resources/writers.py was told is committed: when, and which session."""
     lines = host.run("cat /var/lib/ledger/acknowledged").stdout.splitlines()
     return [(float(each.split()[0]), each.split()[1]) for each in lines if len(each.split()) == 3]
 
 
-def sessions(host: Any, path: str = "/var/lib/abathur/abathur.db") -> set[str]:
-    """Return the sessions of a database of the host's."""
-    program = (
-        f"import sqlite3; print(*(row[0] for row in sqlite3.connect('{path}').execute('SELECT id FROM sessions')))"
-    )
-    user = host.check_output(f"stat -c %U {path}")
-    return set(host.check_output(f'runuser -u {user} -- python3 -c "{program}"').split())
+def acknowledged(host: Any) -> set[str]:
+    """Return the sessions that the application was told are committed."""
+    return {identity for _, identity in ledger(host)}
 
 
 @pytest.hookimpl(hookwrapper=True)

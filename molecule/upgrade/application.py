@@ -1,16 +1,8 @@
-"""An application with a database of its own: more columns, tables and indexes, rows, violated foreign keys.
+"""Makes an application's own database: more columns, tables and indexes, rows, violated foreign keys."""
 
-Opens a connection per operation, foreign keys off. Each row that was committed is written to a
-ledger outside the database, so that a test can account for all of them.
-"""
-
-import os
 import sqlite3
-import time
-import uuid
 
 DATABASE = "/var/lib/abathur/abathur.db"
-LEDGER = "/var/lib/abathur/ledger"
 
 
 def build() -> None:
@@ -38,19 +30,4 @@ def build() -> None:
     connection.close()
 
 
-def work() -> None:
-    """Add a session every 20 ms, for ever."""
-    while True:
-        identity = str(uuid.uuid4())
-        connection = sqlite3.connect(DATABASE)
-        with connection:
-            connection.execute("INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'app', 'user')", (identity,))
-        connection.close()
-        with open(LEDGER, "a", encoding="utf-8") as ledger:
-            ledger.write(identity + "\n")
-        time.sleep(0.02)
-
-
-if not os.path.exists(DATABASE):
-    build()
-work()
+build()

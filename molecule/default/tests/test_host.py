@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ask
 
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill", "metrics")
 SEEDS = {
@@ -135,7 +136,5 @@ def test_a_stranger_is_told_how_to_run_the_tool(host: Any) -> None:
 
 def test_the_backup_restores_with_zstd_and_sqlite_alone(host: Any) -> None:
     host.check_output("sh -c 'zstd -dqf /var/backups/abathur/*.db.zst -o /root/restored.db'")
-    check = "sqlite3.connect('/root/restored.db').execute('PRAGMA integrity_check').fetchone()[0]"
-    program = f"import sqlite3; print({check})"
-    assert host.check_output(f'python3 -c "{program}"') == "ok"
+    assert ask(host, "PRAGMA integrity_check", "/root/restored.db") == [["ok"]]
     host.check_output("rm /root/restored.db")

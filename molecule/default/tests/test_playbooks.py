@@ -98,7 +98,7 @@ def test_remove_keeps_data_and_a_deploy_takes_it_up_again(playbook: Any) -> None
         host.run_expect([1], "systemctl start abathur-db@analyze")
         host.check_output(r"printf '#!/bin/sh\nexec sleep infinity\n' | install /dev/stdin /usr/local/bin/abathur-db")
         host.check_output("systemctl start --no-block abathur-db@vacuum")
-        wait(lambda host=host: host.run("pgrep -x sleep").succeeded)
+        assert wait(lambda host=host: host.run("pgrep -x sleep").succeeded)
         host.check_output("mv /root/abathur-db /usr/local/bin")
     done = playbook("playbooks/remove.yml", "-e", '{"abathur_db_remove_data": true}')
     assert done.returncode == 0, done.stdout

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from conftest import DATABASE, ask, one_liner, running, setting, wait
 
-DATABASE = "/var/lib/abathur/abathur.db"
-LOG = f"{DATABASE}-wal"
 OPEN = f"import sqlite3, time; c = sqlite3.connect('{DATABASE}', isolation_level=None)"
 WRITER = f"{OPEN}; c.execute('BEGIN IMMEDIATE'); time.sleep(600)"
 READER = f"{OPEN}; c.execute('BEGIN'); c.execute('SELECT * FROM sessions').fetchall(); time.sleep(600)"
@@ -26,42 +23,16 @@ def diagnosis(tool: Any, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(host: Any, unit: str, program: str) -> Iterator[str]:
-    """Run a Python program as the owner, in a unit of its own; lend its process id."""
-    encoded = base64.b64encode(program.encode()).decode()
-    command = f"import base64; exec(base64.b64decode('{encoded}'))"
-    host.check_output(f'systemd-run --quiet --unit {unit} --uid abathur python3 -c "{command}"')
-    try:
-        for _ in range(100):
-            pid: str = host.check_output(f"systemctl show -P MainPID {unit}")
-            if host.run(f"ls -l /proc/{pid}/fd | grep -q abathur.db-shm").rc == 0:
-                break
-            time.sleep(0.1)
+def at_work(host: Any, unit: str, program: str) -> Iterator[str]:
+    """Run a Python program that works on the database meanwhile; lend its process id."""
+    with running(host, one_liner(program), unit) as pid:
+        assert wait(lambda: host.run(f"ls -l /proc/{pid}/fd | grep -q abathur.db-shm").rc == 0)
         yield pid
-    finally:
-        host.run(f"systemctl stop {unit}; systemctl reset-failed {unit}")
-
-
-@contextmanager
-def setting(host: Any, key: str, value: str) -> Iterator[None]:
-    """Change one setting of the host for a while."""
-    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
-    host.check_output(f"sed -i 's|^{key} = .*|{key} = {value}|' /etc/abathur-db.toml")
-    try:
-        yield
-    finally:
-        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
-
-
-def execute(host: Any, statement: str) -> None:
-    """Run one statement as the owner, and commit."""
-    encoded = base64.b64encode(f"{OPEN}; c.execute({statement!r})".encode()).decode()
-    host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
 
 
 def write(host: Any, count: int) -> None:
     """Let the owner write rows of 1 kB."""
-    execute(
+    ask(
         host,
         "INSERT INTO memory_entries (namespace, key, value, memory_type) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL"
         f" SELECT i + 1 FROM n WHERE i < {count}) SELECT hex(randomblob(8)), i, json_quote(hex(randomblob(500))),"
@@ -77,7 +48,7 @@ def test_a_deployed_host_is_healthy(tool: Any) -> None:
 
 
 def test_root_sees_who_locks_the_database_and_can_end_it(host: Any, tool: Any) -> None:
-    with running(host, "holder", WRITER) as pid:
+    with at_work(host, "holder", WRITER) as pid:
         found = diagnosis(tool, "locked")
         assert not found["ok"]
         assert f"locked for 5 s by python3 (pid {pid})" in found["measured"]
@@ -86,7 +57,7 @@ def test_root_sees_who_locks_the_database_and_can_end_it(host: Any, tool: Any) -
 
 
 def test_the_owner_sees_his_own_processes(host: Any) -> None:
-    with running(host, "holder", WRITER) as pid:
+    with at_work(host, "holder", WRITER) as pid:
         done = host.run("runuser -u abathur -- abathur-db doctor")
     assert done.rc == 1
     assert f"by python3 (pid {pid})" in done.stderr
@@ -100,7 +71,7 @@ def test_somebody_else_is_told_to_become_root(host: Any) -> None:
 
 def test_a_reader_of_the_application_that_pins_the_log_is_ended_through_its_unit(host: Any, tool: Any) -> None:
     write(host, 1)
-    with setting(host, "wal_limit_mb", "1"), running(host, "abathur", READER) as pid:
+    with setting(host, "wal_limit_mb", "1"), at_work(host, "abathur", READER) as pid:
         write(host, 3000)
         found = diagnosis(tool, "wal")
         assert not found["ok"]
@@ -113,7 +84,7 @@ def test_a_reader_of_the_application_that_pins_the_log_is_ended_through_its_unit
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 def test_a_log_that_belongs_to_root_is_given_back(host: Any, tool: Any, suffix: str) -> None:
-    with running(host, "holder", READER):
+    with at_work(host, "holder", READER):
         host.check_output(f"chown root: {DATABASE}{suffix}")
         found = diagnosis(tool, "owner")
         assert not found["ok"]
@@ -141,7 +112,7 @@ def test_a_failed_job_is_run_again(host: Any, tool: Any) -> None:
 
 
 def test_a_row_without_its_parent_is_mended_with_nothing_but_python(host: Any, tool: Any) -> None:
-    execute(
+    ask(
         host,
         "INSERT INTO tasks (id, prompt, status, input_data, submitted_at, last_updated_at, session_id)"
         " VALUES ('orphan', 'p', 'pending', '{}', '2026-01-01', '2026-01-01', 'gone')",
@@ -152,12 +123,12 @@ def test_a_row_without_its_parent_is_mended_with_nothing_but_python(host: Any, t
         host.check_output(found["hint"])
         assert diagnosis(tool, "foreign_keys")["ok"]
     finally:
-        execute(host, "DELETE FROM tasks WHERE id = 'orphan'")
+        ask(host, "DELETE FROM tasks WHERE id = 'orphan'")
 
 
 def test_wal_off_and_a_lost_index_are_repaired_by_one_command(host: Any, tool: Any) -> None:
-    execute(host, "PRAGMA journal_mode = DELETE")
-    execute(host, "DROP INDEX idx_audit_task")
+    ask(host, "PRAGMA journal_mode = DELETE")
+    ask(host, "DROP INDEX idx_audit_task")
     assert not diagnosis(tool, "journal_mode")["ok"]
     found = diagnosis(tool, "query_audit_by_task")
     assert "audit_by_task lacks its index idx_audit_task" in found["measured"]

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-
-def until(condition: Callable[[], bool]) -> bool:
-    for _ in range(120):
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
+from conftest import setting, start, wait
 
 
 def heard(host: Any, path: str) -> list[Any]:
@@ -27,14 +19,10 @@ def heard(host: Any, path: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def alerted(host: Any) -> Iterator[Any]:
     """Let the job integrity-check fail through its unit, and wait until everything was told."""
-    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
-    host.check_output("sed -i 's|^minimum_free_mb = .*|minimum_free_mb = 99000000|' /etc/abathur-db.toml")
-    try:
-        assert host.run("systemctl start abathur-db@integrity-check.service").rc != 0
-    finally:
-        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
+    with setting(host, "minimum_free_mb", "99000000"):
+        assert start(host, "integrity-check").rc != 0
     for unit in ("alert", "mail"):
-        assert until(
+        assert wait(
             lambda unit=unit: (
                 host.check_output(f"systemctl show -P Result abathur-db-{unit}@integrity-check") == "success"
                 and host.check_output(f"systemctl show -P ActiveState abathur-db-{unit}@integrity-check") == "inactive"
@@ -77,7 +65,7 @@ def test_the_command_of_ones_own_gets_its_arguments_and_the_journal(alerted: Any
 def test_a_success_is_told_from_a_unit_of_its_own(host: Any) -> None:
     before = len(heard(host, "ping-77e1"))
     host.check_output("systemctl start abathur-db@backup.service")
-    assert until(lambda: len(heard(host, "ping-77e1")) > before)
+    assert wait(lambda: len(heard(host, "ping-77e1")) > before)
     assert heard(host, "ping-77e1")[-1][0] == "GET"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import python, setting, start, wait
 
 TEXTFILE = "/var/lib/abathur-metrics/abathur.prom"
 
@@ -21,7 +21,7 @@ def ask(host: Any) -> Callable[[str], Any]:
         program = (
             f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/api/v1/{path}').read().decode())"
         )
-        return json.loads(host.check_output(f'python3 -c "{program}"'))["data"]
+        return json.loads(python(host, program, "root"))["data"]
 
     return answer
 
@@ -32,22 +32,13 @@ def firing(ask: Callable[[str], Any], wanted: str) -> bool:
     )
 
 
-def until(condition: Callable[[], bool]) -> bool:
-    """Wait until something is so; what it waits for takes a second or two."""
-    for _ in range(120):
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
-
-
 def collect(host: Any) -> None:
     host.check_output("systemctl start abathur-db@metrics.service")
 
 
 def test_the_values_of_the_textfile_arrive_in_prometheus(host: Any, ask: Any) -> None:
     collect(host)
-    assert until(lambda: bool(ask("query?query=abathur_db_up")["result"]))
+    assert wait(lambda: bool(ask("query?query=abathur_db_up")["result"]))
     assert ask("query?query=abathur_db_up")["result"][0]["value"][1] == "1"
     jobs = {each["metric"]["job_name"] for each in ask("query?query=abathur_db_job_due_timestamp_seconds")["result"]}
     assert jobs >= {"backup", "drill", "vacuum", "analyze", "integrity-check"}
@@ -58,36 +49,32 @@ def test_prometheus_has_the_rules_and_nothing_fires_on_a_healthy_host(host: Any,
     collect(host)
     rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
     assert len(rules) >= 14
-    assert until(lambda: {rule["health"] for group in ask("rules")["groups"] for rule in group["rules"]} == {"ok"})
+    assert wait(lambda: {rule["health"] for group in ask("rules")["groups"] for rule in group["rules"]} == {"ok"})
     disk = "AbathurDiskLow"  # the machine's own disk is not of this test's making
     names = {alert["labels"]["alertname"] for alert in ask("alerts")["alerts"] if alert["state"] == "firing"}
     assert names - {disk} == set()
 
 
 def test_an_alert_fires_when_a_job_fails_and_clears_when_it_succeeds_again(host: Any, ask: Any) -> None:
-    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
-    host.check_output("sed -i 's|^minimum_free_mb = .*|minimum_free_mb = 99000000|' /etc/abathur-db.toml")
-    try:
-        assert host.run("systemctl start abathur-db@vacuum.service").rc != 0
-    finally:
-        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
+    with setting(host, "minimum_free_mb", "99000000"):
+        assert start(host, "vacuum").rc != 0
     collect(host)
-    assert until(lambda: firing(ask, "AbathurJobFailed"))
+    assert wait(lambda: firing(ask, "AbathurJobFailed"))
     host.check_output("systemctl start abathur-db@vacuum.service")
     collect(host)
-    assert until(lambda: not firing(ask, "AbathurJobFailed"))
+    assert wait(lambda: not firing(ask, "AbathurJobFailed"))
 
 
 def test_an_alert_fires_when_the_database_is_gone_and_clears_when_it_is_back(host: Any, ask: Any) -> None:
     host.check_output("sh -c 'mkdir /root/aside && mv /var/lib/abathur/abathur.db* /root/aside'")
     try:
         assert host.run("systemctl start abathur-db@metrics.service").rc != 0
-        fired = until(lambda: firing(ask, "AbathurDatabaseUnreadable"))
+        fired = wait(lambda: firing(ask, "AbathurDatabaseUnreadable"))
     finally:
         host.check_output("sh -c 'mv /root/aside/* /var/lib/abathur && rmdir /root/aside'")
     assert fired
     collect(host)
-    assert until(lambda: not firing(ask, "AbathurDatabaseUnreadable"))
+    assert wait(lambda: not firing(ask, "AbathurDatabaseUnreadable"))
 
 
 def test_the_textfile_is_for_everybody_and_only_the_owner_can_write_beside_it(host: Any) -> None:

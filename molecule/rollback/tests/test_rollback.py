@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -11,34 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, hosts, wait
+from conftest import DATABASE, ROOT, acknowledged, ask, hosts, one_liner, running, sessions, wait
 
-DATABASE = "/var/lib/abathur/abathur.db"
 PARTS = ("ansible.cfg", "deploy.yml", "rollback.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
 
 ALL = ("--limit", "abathur")
 """Says that the databases of all hosts are meant."""
-
-
-def acknowledged(host: Any) -> set[str]:
-    """Return the rows that the writers were told are committed."""
-    return set(host.run("cat /var/lib/ledger/acknowledged").stdout.split())
-
-
-def ask(host: Any, path: str, sql: str) -> list[list[Any]]:
-    """Ask any database on the host, as its owner; a kept one's folder too."""
-    program = (
-        f"import json, sqlite3\nprint(json.dumps(sqlite3.connect({path!r}, timeout=30).execute({sql!r}).fetchall()))"
-    )
-    encoded = base64.b64encode(program.encode()).decode()
-    found: list[list[Any]] = json.loads(
-        host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
-    )
-    return found
-
-
-def sessions(host: Any, path: str = DATABASE) -> set[str]:
-    return {row[0] for row in ask(host, path, "SELECT id FROM sessions")}
 
 
 def kept(host: Any) -> list[str]:
@@ -60,8 +37,7 @@ def said(done: Any) -> str:
 def start_writers(host: Any) -> None:
     before = len(acknowledged(host))
     host.check_output("systemctl start abathur.service")
-    wait(lambda: len(acknowledged(host)) > before + 50)
-    assert len(acknowledged(host)) > before + 50
+    assert wait(lambda: len(acknowledged(host)) > before + 50)
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +65,12 @@ def test_a_backup_under_50_writers_holds_every_row_acknowledged_before_it_and_no
     before = acknowledged(host)
     made = tool(host, "backup")["data"]
     writing = len(acknowledged(host))
-    wait(lambda: len(acknowledged(host)) > writing)
-    assert len(acknowledged(host)) > writing
+    assert wait(lambda: len(acknowledged(host)) > writing)
     host.check_output(f"zstd -dqf /var/backups/abathur/{made['file']} -o /var/tmp/proof.db")
     host.check_output("chown abathur /var/tmp/proof.db")
     assert before - sessions(host, "/var/tmp/proof.db") == set()
     torn = "SELECT count(*) FROM sessions WHERE id NOT IN (SELECT task_id FROM audit WHERE task_id IS NOT NULL)"
-    assert ask(host, "/var/tmp/proof.db", torn) == [[0]]
+    assert ask(host, torn, "/var/tmp/proof.db") == [[0]]
     assert made["rows"]["sessions"] == len(sessions(host, "/var/tmp/proof.db"))
     host.check_output("rm /var/tmp/proof.db")
 
@@ -106,10 +81,9 @@ def test_a_restore_while_the_application_works_is_refused_and_names_it(host: Any
     holder = (
         f"import sqlite3, time; c = sqlite3.connect('{DATABASE}'); c.execute('SELECT * FROM sessions'); time.sleep(60)"
     )
-    host.check_output(f'systemd-run --unit holder --uid abathur python3 -c "{holder}"')
-    wait(lambda: host.run(f"fuser {DATABASE} | grep -w $(systemctl show -P MainPID holder)").rc == 0)
-    refused = tool(host, "restore", "latest")
-    host.check_output("systemctl stop holder.service")
+    with running(host, one_liner(holder)) as pid:
+        assert wait(lambda: host.run(f"fuser {DATABASE} | grep -w {pid}").rc == 0)
+        refused = tool(host, "restore", "latest")
     assert refused["exit_code"] == 75, refused["summary"]
     assert re.search(r"is open in python3 \(pid \d+\); nothing was changed", refused["summary"])
     host.check_output("systemctl stop abathur.service")
@@ -126,10 +100,9 @@ def test_going_back_to_a_backup_under_50_writers_accounts_for_every_row(playbook
     for host in hosts():
         assert host.service("abathur.service").is_running
         written = len(acknowledged(host))
-        wait(lambda host=host, written=written: len(acknowledged(host)) > written)
+        assert wait(lambda host=host, written=written: len(acknowledged(host)) > written)
         host.check_output("systemctl stop abathur.service")
         found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
-        assert len(acknowledged(host)) > written
         assert acknowledged(host) - found == set()
         # It ended with a fresh backup, made after the restore.
         newest = tool(host, "backups")["data"]["backups"][0]
@@ -146,20 +119,20 @@ def test_a_deploy_that_migrated_is_rolled_back_and_rows_are_dropped_only_when_to
     deployed = playbook("deploy.yml", root=next_release)
     assert deployed.returncode == 0, deployed.stdout
     for host in hosts():
-        assert ask(host, DATABASE, "PRAGMA user_version") == [[2]]
+        assert ask(host, "PRAGMA user_version") == [[2]]
         start_writers(host)
     refused = playbook("rollback.yml")
     assert refused.returncode != 0
     assert re.search(r"was not restored: it lacks \d+ rows written since", said(refused))
     assert "abathur_db_rollback_lose_rows=true" in said(refused)
     for host in hosts():
-        assert ask(host, DATABASE, "PRAGMA user_version") == [[2]]
+        assert ask(host, "PRAGMA user_version") == [[2]]
         assert host.service("abathur.service").is_running
     done = playbook("rollback.yml", *ALL, "-e", '{"abathur_db_rollback_lose_rows": true}')
     assert done.returncode == 0, done.stdout
     for number, host in enumerate(hosts()):
         host.check_output("systemctl stop abathur.service")
-        assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        assert ask(host, "PRAGMA user_version") == [[1]]
         assert host.check_output("readlink /opt/abathur-db/current") == list(before.values())[number]
         found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
         assert acknowledged(host) - found == set()
@@ -184,7 +157,7 @@ def test_a_deploy_whose_validation_fails_returns_to_the_former_release_with_all_
         host.check_output("systemctl stop abathur.service")
         assert host.check_output("readlink /opt/abathur-db/current") == before[number]
         assert "validation_p99_ms = 60000" in host.file("/etc/abathur-db.toml").content_string
-        assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        assert ask(host, "PRAGMA user_version") == [[1]]
         found = sessions(host).union(*(sessions(host, path) for path in kept(host)))
         assert acknowledged(host) - found == set()
         assert tool(host, "status")["ok"]
@@ -201,7 +174,7 @@ def test_a_deploy_that_cannot_take_its_backup_changes_nothing(playbook: Any, nex
     assert ".abathur_new.db.partial is a directory, which this tool never makes" in said(done)
     assert "The release that ran before runs on." in said(done)
     for host in hosts():
-        assert ask(host, DATABASE, "PRAGMA user_version") == [[1]]
+        assert ask(host, "PRAGMA user_version") == [[1]]
         # The status tells of the failed backup until there is a good one.
         assert "job_backup" in tool(host, "status")["summary"]
         assert tool(host, "backup")["ok"]
@@ -255,7 +228,7 @@ def test_the_fresh_start_keeps_the_old_database(playbook: Any) -> None:
     assert done.returncode == 0, done.stdout
     for number, host in enumerate(hosts()):
         assert sessions(host) == set()
-        assert ask(host, DATABASE, "SELECT count(*) FROM memory_entries") == [[3]]
+        assert ask(host, "SELECT count(*) FROM memory_entries") == [[3]]
         assert before[number] in [sessions(host, path) for path in kept(host)[-1:]]
 
 
@@ -280,7 +253,7 @@ def test_a_drill_of_a_damaged_backup_alerts(host: Any) -> None:
     host.check_output(f"sh -c 'printf x >> /var/backups/abathur/{newest}'")
     assert host.run("systemctl start abathur-db@drill.service").rc != 0
     alert = "journalctl --no-pager -o cat -p err -u abathur-db-alert@drill.service"
-    wait(lambda: "drill failed at restore" in host.check_output(alert))
+    assert wait(lambda: "drill failed at restore" in host.check_output(alert))
     assert "is damaged: the SHA-256 of" in host.check_output(alert)
     assert tool(host, "backup")["ok"]
     assert host.run("systemctl start abathur-db@drill.service").rc == 0

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
 import pytest
+from conftest import one_liner, python, running
 
 BACKUPS, HANDED = "/var/backups/abathur", "/var/lib/abathur-db/handover/snapshot.db"
-
-
-def intrude(host: Any, program: str) -> str:
-    """Run Python as the application's user; return what it printed."""
-    encoded = base64.b64encode(program.encode()).decode()
-    output: str = host.check_output(f"echo {encoded} | base64 -d | runuser -u abathur -- python3 -")
-    return output
 
 
 def picture(host: Any) -> str:
@@ -82,9 +75,9 @@ print(done)
 
 
 def test_no_backup_no_manifest_and_no_record_can_be_changed_deleted_or_forged(host: Any, backed_up: str) -> None:
-    intrude(host, "open('/var/lib/abathur/forged', 'w').write('forged')")
+    python(host, "open('/var/lib/abathur/forged', 'w').write('forged')")
     records = host.check_output(f"find {BACKUPS}/.records -type f -exec sha256sum {{}} + | sort")
-    assert intrude(host, ATTACKS) == "[]"
+    assert python(host, ATTACKS) == "[]"
     assert picture(host) == backed_up
     assert host.check_output(f"find {BACKUPS}/.records -type f -exec sha256sum {{}} + | sort") == records
     assert host.run("abathur-db verify all").rc == 0
@@ -110,12 +103,12 @@ def test_nothing_that_the_application_s_user_leaves_is_run_by_the_user_of_the_ba
         "\"import os; os.system('touch /var/backups/abathur/ran /var/lib/abathur-db/handover/ran')\")\n"
         for minor in range(9, 16)
     )
-    intrude(host, f"{program}open(top + '/zstd', 'w').write('#!/bin/sh\\ntouch /var/backups/abathur/ran')")
+    python(host, f"{program}open(top + '/zstd', 'w').write('#!/bin/sh\\ntouch /var/backups/abathur/ran')")
     try:
         back_up(host)
         assert host.run("cd /var/lib/abathur && runuser -u abathur-backup -- abathur-db prune").rc == 0
     finally:
-        intrude(host, "import os, shutil\nshutil.rmtree('/var/lib/abathur/.local'); os.remove('/var/lib/abathur/zstd')")
+        python(host, "import os, shutil\nshutil.rmtree('/var/lib/abathur/.local'); os.remove('/var/lib/abathur/zstd')")
         host.check_output("chmod 0700 /var/lib/abathur")
     assert host.run("ls /var/backups/abathur/ran /var/lib/abathur-db/handover/ran").rc != 0
 
@@ -145,16 +138,14 @@ def test_what_is_planted_at_the_handover_becomes_no_backup(host: Any, backed_up:
     plant, sentence = PLANTED[what]
     newest = f"import glob, os, shutil; newest = glob.glob('{BACKUPS}/*.zst')[0]\n"
     host.check_output("systemctl reset-failed && systemctl start abathur-db-snapshot")
-    intrude(host, f"{newest}os.remove({HANDED!r})\n{plant or 'pass'}")
+    python(host, f"{newest}os.remove({HANDED!r})\n{plant or 'pass'}")
     # As the unit runs it, without asking for a new copy first.
     done = host.run("runuser -u abathur-backup -- abathur-db backup")
     assert done.rc == 1, done.stdout
     assert sentence in done.stderr, done.stderr
     assert "hint: " in done.stderr
     assert picture(host) == backed_up
-    intrude(
-        host, f"import os\nfor each in ({HANDED!r}, {HANDED!r} + '2'):\n  os.path.lexists(each) and os.remove(each)"
-    )
+    python(host, f"import os\nfor each in ({HANDED!r}, {HANDED!r} + '2'):\n  os.path.lexists(each) and os.remove(each)")
     back_up(host)
 
 
@@ -175,14 +166,9 @@ while True:
     except OSError:
         pass
 """
-    encoded = base64.b64encode(loop.encode()).decode()
-    program = f"exec(__import__('base64').b64decode('{encoded}'))"
-    host.check_output(f'systemd-run --unit intruder --uid abathur python3 -c "{program}"')
-    try:
+    with running(host, one_liner(loop)):
         again = "systemctl reset-failed; timeout 120 systemctl start abathur-db@backup"
         codes = [host.run(again).rc for _ in range(8)]
-    finally:
-        host.check_output("systemctl stop intruder.service")
     assert 124 not in codes
     assert any(codes), "nothing was swapped in time"
     # What a run that went well has pruned is gone; nothing else is, and what is there is as it was.
@@ -192,7 +178,7 @@ while True:
     assert {line for line in backed_up.splitlines() if line.split()[-1] in left} <= now
     done = host.run("abathur-db verify all")
     assert done.rc == 0, done.stdout
-    intrude(host, f"import os\nos.path.lexists({HANDED!r}) and os.remove({HANDED!r})")
+    python(host, f"import os\nos.path.lexists({HANDED!r}) and os.remove({HANDED!r})")
     back_up(host)
 
 
@@ -215,14 +201,13 @@ def test_a_backup_directory_that_was_the_owner_s_is_taken_over_by_the_deploy(hos
     host.check_output(f"rm -r {BACKUPS}/.records")
     host.check_output(f"chown -R abathur: {BACKUPS} && chmod -R go= {BACKUPS} && chmod 0700 /var/lib/abathur-db")
     # Planted before: what is followed would be given away, what is kept open could be written to.
-    intrude(
+    python(
         host,
         f"import os; os.symlink('/root', '{BACKUPS}/link'); os.symlink('/etc/shadow', "
         f"'{BACKUPS}/abathur_20200101_000000.json'); os.mkfifo('{BACKUPS}/abathur_20200102_000000.json')",
     )
     holder = f"import glob, time; f = open(max(glob.glob('{BACKUPS}/*.zst')), 'r+b'); time.sleep(900)"
-    host.check_output(f'systemd-run --unit holder --uid abathur python3 -c "{holder}"')
-    try:
+    with running(host, one_liner(holder)) as pid:
         planned = playbook("deploy.yml", "--check", "--tags", "host", "--limit", name)
         assert planned.returncode == 0, planned.stdout
         assert "changed: [" in planned.stdout.partition("Put the backups out of the reach")[2]
@@ -230,16 +215,14 @@ def test_a_backup_directory_that_was_the_owner_s_is_taken_over_by_the_deploy(hos
         done = playbook("deploy.yml", "--limit", name)
         assert done.returncode == 0, done.stdout
         inode = "stat -c %i"
-        held = host.check_output(f"sh -c '{inode} -L /proc/$(systemctl show -P MainPID holder.service)/fd/3'")
+        held = host.check_output(f"sh -c '{inode} -L /proc/{pid}/fd/3'")
         assert held not in host.check_output(f"sh -c '{inode} {BACKUPS}/*'").split()
-    finally:
-        host.check_output("systemctl stop holder.service")
     # The deploy's own backup has pruned the oldest of three.
     assert set(made[:2]) <= set(counting(host))
     assert host.check_output(f"find {BACKUPS} -ignore_readdir_race -printf '%u\n' | sort -u") == "abathur-backup"
     assert host.check_output("stat -c '%U %a' /root /etc/shadow") == "root 700\nroot 640"
     assert host.check_output(f"stat -c %U {BACKUPS}.former") == "abathur"
-    assert intrude(host, ATTACKS) == "[]"
+    assert python(host, ATTACKS) == "[]"
     assert host.run("abathur-db verify all").rc == 0
     again = playbook("deploy.yml", "--limit", name)
     assert "changed=0" in again.stdout, again.stdout

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from test_jobs import alert_of, now, setting, start
+from conftest import alert_of, now, setting, start
 
 DATA, BACKUPS, STATE = "/var/lib/abathur", "/var/backups/abathur", "/var/lib/abathur-db"
 CASES = [

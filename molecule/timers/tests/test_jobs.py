@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from conftest import alert_of, locked, now, setting, start, wait
 
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill")
 ON_THE_DATABASE = (*JOBS[:4], "metrics")
-
-
-def start(host: Any, job: str) -> Any:
-    """Start a job's unit and wait for its end."""
-    return host.run(f"systemctl start abathur-db@{job}.service")
 
 
 def check_of(tool: Any, command: str, job: str) -> dict[str, Any]:
@@ -33,43 +26,6 @@ def last(host: Any, job: str) -> dict[str, Any]:
 def record_of(job: str) -> str:
     """Return where the last run of a job is recorded: the backup's among the backups, out of the owner's reach."""
     return f"{'/var/backups/abathur/.records' if job == 'backup' else '/var/lib/abathur-db'}/last/{job}.json"
-
-
-def stopped(host: Any, unit: str) -> None:
-    """Wait until a unit has ended."""
-    for _ in range(50):
-        if host.check_output(f"systemctl show -P ActiveState {unit}") in ("inactive", "failed"):
-            return
-        time.sleep(0.2)
-
-
-def alert_of(host: Any, job: str, since: str) -> str:
-    """Return what the alert of a job said since then; it runs after the job, so it is waited for."""
-    for _ in range(50):
-        said: str = host.check_output(
-            f"journalctl --no-pager -o cat -p err -u abathur-db-alert@{job}.service --since @{since}"
-        )
-        if said:
-            return said
-        time.sleep(0.2)
-    return ""
-
-
-def now(host: Any) -> str:
-    """Return the host's time as journalctl --since takes it."""
-    output: str = host.check_output("date +%s.%N")
-    return output
-
-
-@contextmanager
-def setting(host: Any, key: str, value: str) -> Iterator[None]:
-    """Change one setting of the host for a while."""
-    host.check_output("cp -p /etc/abathur-db.toml /root/kept.toml")
-    host.check_output(f"sed -i 's|^{key} = .*|{key} = {value}|' /etc/abathur-db.toml")
-    try:
-        yield
-    finally:
-        host.check_output("mv /root/kept.toml /etc/abathur-db.toml")
 
 
 @pytest.mark.parametrize("job", [*JOBS, "metrics"])
@@ -92,13 +48,9 @@ def test_a_timer_that_elapses_starts_its_job(host: Any, job: str) -> None:
     )
     try:
         host.check_output(f"systemctl daemon-reload && systemctl restart abathur-db@{job}.timer")
-        for _ in range(100):
-            if host.file(record_of(job)).exists and last(host, job)["invocation"] != before:
-                break
-            time.sleep(0.2)
+        assert wait(lambda: host.file(record_of(job)).exists and last(host, job)["invocation"] != before)
     finally:
         host.check_output(f"rm -r {drop_in} && systemctl daemon-reload && systemctl restart abathur-db@{job}.timer")
-    assert last(host, job)["invocation"] != before
     assert last(host, job)["ok"]
 
 
@@ -113,16 +65,9 @@ def test_the_collector_records_the_sizes_and_what_the_jobs_did(host: Any, query:
 
 
 def test_the_collector_does_not_wait_for_another_job(host: Any) -> None:
-    host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
-    for _ in range(50):
-        if host.run("flock -n /var/lib/abathur-db/lock true").rc != 0:
-            break
-        time.sleep(0.1)
-    try:
+    with locked(host):
         done = start(host, "metrics")
         record = last(host, "metrics")
-    finally:
-        host.check_output("systemctl stop holder.service")
     assert done.rc == 0
     assert record["summary"].startswith("recorded")
 
@@ -157,16 +102,8 @@ def test_a_job_does_not_start_on_a_low_disk(host: Any, job: str) -> None:
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: str) -> None:
     since = now(host)
-    host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
-    for _ in range(50):
-        if host.run("flock -n /var/lib/abathur-db/lock true").rc != 0:
-            break
-        time.sleep(0.1)
-    try:
-        with setting(host, "lock_wait_seconds", "1"):
-            done = start(host, job)
-    finally:
-        host.check_output("systemctl stop holder.service")
+    with locked(host), setting(host, "lock_wait_seconds", "1"):
+        done = start(host, job)
     assert done.rc != 0
     assert host.check_output(f"systemctl show -P ExecMainStatus abathur-db@{job}.service") == "75"
     # What a backup waits for is the copy that the database's owner makes for it.
@@ -175,19 +112,12 @@ def test_a_job_waits_for_another_one_then_says_whose_turn_it_is(host: Any, job: 
 
 def test_a_job_that_was_killed_is_told_by_the_alert_the_status_and_the_doctor(host: Any, tool: Any) -> None:
     since = now(host)
-    host.check_output("systemd-run --unit holder flock /var/lib/abathur-db/lock sleep 60")
-    try:
+    with locked(host):
         host.check_output("systemctl start --no-block abathur-db@analyze.service")
-        for _ in range(50):
-            pid = host.check_output("systemctl show -P MainPID abathur-db@analyze.service")
-            if pid != "0":
-                break
-            time.sleep(0.1)
+        assert wait(lambda: host.check_output("systemctl show -P MainPID abathur-db@analyze.service") != "0")
         host.check_output("systemctl kill --signal=SIGKILL abathur-db@analyze.service")
         said = alert_of(host, "analyze", since)
         told = [check_of(tool, command, "analyze") for command in ("status", "doctor")]
-    finally:
-        host.check_output("systemctl stop holder.service")
     assert "job analyze failed: ended with signal" in said
     assert [(each["ok"], "ended with signal SIGKILL" in each["measured"]) for each in told] == [(False, True)] * 2
     assert start(host, "analyze").rc == 0
@@ -207,7 +137,8 @@ def test_the_alert_command_can_be_replaced(host: Any, playbook: Any) -> None:
     since = now(host)
     with setting(host, "minimum_free_mb", "99000000"):
         start(host, "vacuum")
-    stopped(host, "abathur-db-alert@vacuum.service")
+    state = "systemctl show -P ActiveState abathur-db-alert@vacuum.service"
+    assert wait(lambda: host.check_output(state) in ("inactive", "failed"))
     said = alert_of(host, "vacuum", since)
     back = playbook("deploy.yml", "--tags", "units")
     assert back.returncode == 0, back.stdout

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from conftest import acknowledged
+
 
 def test_every_acknowledged_row_is_there(host: Any, query: Any) -> None:
-    ledger = set(host.file("/var/lib/abathur/ledger").content_string.split())
+    ledger = acknowledged(host)
     rows = {row[0] for row in query("SELECT id FROM sessions")}
     assert len(ledger) > 10
     assert ledger - rows == set()
@@ -51,19 +53,12 @@ def test_a_memory_that_the_operator_changed_is_left_alone(query: Any, tool: Any)
     assert "left alone, because an operator changed it: app:abathur:config" in tool("seed")["summary"]
 
 
-def test_old_violations_warn_and_a_new_one_fails(host: Any, query: Any, tool: Any) -> None:
+def test_old_violations_warn_and_a_new_one_fails(query: Any, tool: Any) -> None:
     found = {check["id"]: check for check in tool("integrity-check")["checks"]}["foreign_keys"]
     assert (found["ok"], found["warning"], found["measured"]) == (True, True, "1 violations: 1 in state")
-    program = (
-        "import sqlite3; c = sqlite3.connect('/var/lib/abathur/abathur.db', timeout=30);"
-        ' c.execute(\\"{}\\"); c.commit()'
-    )
-    insert = "INSERT INTO state (task_id, key, value, created_at, updated_at) VALUES ('lost', 'a', 'b', 1, 1)"
-    host.check_output('runuser -u abathur -- python3 -c "' + program.format(insert) + '"')
+    query("INSERT INTO state (task_id, key, value, created_at, updated_at) VALUES ('lost', 'a', 'b', 1, 1)")
     answer = tool("integrity-check")
-    host.check_output(
-        'runuser -u abathur -- python3 -c "' + program.format("DELETE FROM state WHERE task_id = 'lost'") + '"'
-    )
+    query("DELETE FROM state WHERE task_id = 'lost'")
     assert answer["exit_code"] == 1
     assert "2 in state" in answer["summary"]
     assert query("SELECT task_id FROM state") == [["gone"]]
