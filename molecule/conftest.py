@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # One of the scenario's own, because several run at a time.
 SUMMARY = ROOT / "reports" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'fleet')}.json"
 DATABASE = "/var/lib/abathur/abathur.db"
+SECRET_FILE = "/etc/abathur-db.secrets/replica"
+"""The secret of the store, on a host that replicates."""
 Tool = Callable[..., dict[str, Any]]
 Query = Callable[[str], list[list[Any]]]
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -176,6 +178,35 @@ def ledger(host: Any) -> list[tuple[float, str]]:
 def acknowledged(host: Any) -> set[str]:
     """Return the sessions that the application was told are committed."""
     return {identity for _, identity in ledger(host)}
+
+
+def lineage(host: Any) -> int:
+    """Return the number of the lineage that the host replicates to."""
+    return int(proof(host)["data"]["lineage"])
+
+
+def replication_alerts(host: Any) -> str:
+    """Return what the last alerts of the job replication said."""
+    found: str = host.check_output("journalctl -u abathur-db-alert@replication -o cat --no-pager -n 50")
+    return found
+
+
+def arrived(host: Any) -> set[str]:
+    """Stop the application, wait for what it wrote, and return the rows that a restore from the replica alone gives."""
+    host.check_output("systemctl stop abathur.service")
+    assert wait(lambda: proof(host)["ok"]), proof(host)["summary"]
+    about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
+    place = f'"{about["url"].replace("?", f"/{lineage(host):04}?")}"'
+    if about["url"].startswith("sftp:"):
+        one = {"url": f"{about['url']}/{lineage(host):04}", "key-path": SECRET_FILE, "host-key": about["host_key"]}
+        encoded = base64.b64encode(json.dumps({"dbs": [{"path": "/abathur.db", "replica": one}]}).encode()).decode()
+        host.check_output(f"echo {encoded} | base64 -d > /root/restore.yml")
+        place = "-config /root/restore.yml /abathur.db"
+    host.check_output(
+        f"sh -c 'rm -f /root/restored.db; AWS_SHARED_CREDENTIALS_FILE={SECRET_FILE} {about['litestream']} restore"
+        f" -integrity-check full -o /root/restored.db {place}'"
+    )
+    return sessions(host, "/root/restored.db")
 
 
 @pytest.hookimpl(hookwrapper=True)

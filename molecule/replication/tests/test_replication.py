@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -13,25 +12,25 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import hosts, ledger, proof, sessions, wait
+from conftest import (
+    SECRET_FILE,
+    acknowledged,
+    arrived,
+    hosts,
+    ledger,
+    lineage,
+    proof,
+    replication_alerts,
+    sessions,
+    wait,
+)
 
 SECRET = "replica-5ec2e7"
 PATTERN = "[r]eplica-5ec2e7"
 """What finds it, and not the command that looks for it."""
 
-HIDDEN = "/etc/abathur-db.secrets/replica"
 KILLS = 20 if os.environ.get("FULL") else 5
 """`make test-all` sets FULL."""
-
-
-def said(host: Any) -> str:
-    """Return what the last alert of the job said."""
-    found: str = host.check_output("journalctl -u abathur-db-alert@replication -o cat --no-pager -n 50")
-    return found
-
-
-def acknowledged(host: Any) -> set[str]:
-    return {identity for _, identity in ledger(host)}
 
 
 def proven() -> tuple[int, str]:
@@ -54,10 +53,6 @@ def restored(said: str, sure: int, at: str) -> list[int]:
     return sorted(int(number) for _, number in found)
 
 
-def lineage(host: Any) -> int:
-    return int(proof(host)["data"]["lineage"])
-
-
 @pytest.fixture(autouse=True)
 def _at_work() -> Iterator[None]:
     """Have an application at work on every host, that meets no error."""
@@ -67,24 +62,6 @@ def _at_work() -> Iterator[None]:
     for host in hosts():
         host.run("systemctl stop abathur.service")
         assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
-
-
-def arrived(host: Any) -> set[str]:
-    """Stop the application, wait for what it wrote, and return the rows that a restore from the replica alone gives."""
-    host.check_output("systemctl stop abathur.service")
-    assert wait(lambda: proof(host)["ok"]), proof(host)["summary"]
-    about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
-    place = f'"{about["url"].replace("?", f"/{lineage(host):04}?")}"'
-    if about["url"].startswith("sftp:"):
-        one = {"url": f"{about['url']}/{lineage(host):04}", "key-path": HIDDEN, "host-key": about["host_key"]}
-        encoded = base64.b64encode(json.dumps({"dbs": [{"path": "/abathur.db", "replica": one}]}).encode()).decode()
-        host.check_output(f"echo {encoded} | base64 -d > /root/restore.yml")
-        place = "-config /root/restore.yml /abathur.db"
-    host.check_output(
-        f"sh -c 'rm -f /root/restored.db; AWS_SHARED_CREDENTIALS_FILE={HIDDEN} {about['litestream']} restore"
-        f" -integrity-check full -o /root/restored.db {place}'"
-    )
-    return sessions(host, "/root/restored.db")
 
 
 def store_port(host: Any) -> int:
@@ -149,7 +126,7 @@ def test_a_store_that_was_killed_and_is_back_gets_all_by_itself(host: Any) -> No
     assert re.search(
         r"found the last change that arrived is \d+ s old: the store does not answer", proof(host)["summary"]
     )
-    assert "the store does not answer" in said(host)
+    assert "the store does not answer" in replication_alerts(host)
     told = host.run("abathur-db status").stdout
     assert "FAIL  job_replication" in told
     assert "the store does not answer" in told
@@ -159,11 +136,11 @@ def test_a_store_that_was_killed_and_is_back_gets_all_by_itself(host: Any) -> No
 
 
 def test_wrong_credentials_are_said_and_right_ones_catch_up(host: Any) -> None:
-    host.check_output(f"sed -i s/{SECRET}/wrong/ {HIDDEN} && systemctl restart abathur-db-replicate")
+    host.check_output(f"sed -i s/{SECRET}/wrong/ {SECRET_FILE} && systemctl restart abathur-db-replicate")
     assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
     assert wait(lambda: not proof(host)["ok"])
-    assert "the store refuses the credentials" in said(host)
-    host.check_output(f"sed -i s/wrong/{SECRET}/ {HIDDEN} && systemctl restart abathur-db-replicate")
+    assert "the store refuses the credentials" in replication_alerts(host)
+    host.check_output(f"sed -i s/wrong/{SECRET}/ {SECRET_FILE} && systemctl restart abathur-db-replicate")
     assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
     assert acknowledged(host) - arrived(host) == set()
 
@@ -173,7 +150,7 @@ def test_a_full_store_is_said_and_one_with_space_again_gets_all(host: Any) -> No
     # What fits into the volumes that are there already still arrives.
     assert wait(lambda: not proof(host)["ok"], 240)
     assert "the store answers, but takes no change in time: it may be full" in proof(host)["summary"]
-    assert "it may be full" in said(host)
+    assert "it may be full" in replication_alerts(host)
     # Its own index takes nothing any more, once it met the full disk, until it is started anew.
     host.check_output("rm /srv/store/fill && systemctl stop store.service")
     begin_store(host)
@@ -227,7 +204,7 @@ def test_a_restore_to_a_time_takes_the_replica_and_begins_the_next_lineage(host:
     about = json.loads(host.check_output("cat /etc/abathur-db-replication.yml"))
     kept = about["url"].replace("?", f"/{former:04}?")
     host.check_output(
-        f"sh -c 'rm -f /root/kept.db; AWS_SHARED_CREDENTIALS_FILE={HIDDEN} {about['litestream']} restore"
+        f"sh -c 'rm -f /root/kept.db; AWS_SHARED_CREDENTIALS_FILE={SECRET_FILE} {about['litestream']} restore"
         f' -o /root/kept.db "{kept}"\''
     )
     assert rows - sessions(host, "/root/kept.db") == set()
@@ -252,9 +229,9 @@ def test_a_rollback_to_a_time_says_what_it_takes_and_what_is_lost_and_replicatio
 
 
 def test_the_secret_is_in_no_unit_no_command_line_and_no_journal(host: Any) -> None:
-    assert host.check_output(f"stat -c '%U %a' {HIDDEN}") == "root 600"
+    assert host.check_output(f"stat -c '%U %a' {SECRET_FILE}") == "root 600"
     # The control: the patterns find it where it is.
-    assert host.run(f"grep -rl '{PATTERN}' /etc/abathur-db.secrets").stdout.strip() == HIDDEN
+    assert host.run(f"grep -rl '{PATTERN}' /etc/abathur-db.secrets").stdout.strip() == SECRET_FILE
     assert host.run(f"sh -c 'journalctl --no-pager -o export | grep -a -c \"{PATTERN}\"'").stdout.strip() == "0"
     places = "/etc/systemd /run/systemd/system /var/lib/abathur-db /var/lib/abathur"
     assert host.run(f"grep -rl '{PATTERN}' {places}").stdout == ""
@@ -270,7 +247,7 @@ def test_switched_off_nothing_is_left_but_the_replica_and_on_again_begins_the_ne
     assert "Replication is off. Kept: the replica" in " ".join(done.stdout.split())
     for host in hosts():
         left = "ls -d /etc/abathur-db-replication.yml /opt/abathur-db/litestream-* /var/lib/abathur-db/replication"
-        assert host.run(f"sh -c '{left} {HIDDEN} /etc/systemd/system/abathur-db-repl*'").stdout == ""
+        assert host.run(f"sh -c '{left} {SECRET_FILE} /etc/systemd/system/abathur-db-repl*'").stdout == ""
         assert not re.search(r"^replica:|^\S+ +(job_)?replication", host.run("abathur-db status").stdout, re.MULTILINE)
     assert playbook("deploy.yml").returncode == 0
     for host in hosts():
@@ -279,44 +256,3 @@ def test_switched_off_nothing_is_left_but_the_replica_and_on_again_begins_the_ne
     assert re.findall(r"changed=(\d+) .*failed=(\d+)", again.stdout.partition("PLAY RECAP")[2]) == [("0", "0")] * (
         len(hosts()) + 1
     )
-
-
-def test_an_sftp_server_is_a_place_for_a_replica_too(playbook: Any) -> None:
-    host = hosts()[0]
-    name = host.backend.get_hostname()
-    key, server = (host.check_output(f"cat {path}") for path in ("/root/keeper", "/etc/ssh/sftp_host_key.pub"))
-    port = host.check_output("grep -oP '^Port \\K.*' /etc/ssh/sftp_config")
-    variables = {
-        "abathur_replication_url": f"sftp://keeper@127.0.0.1:{port}/replicas/{name}",
-        "abathur_replication_credentials": f"{key}\n",
-        "abathur_replication_host_key": " ".join(server.split()[:2]),
-        # Each request is a connection.
-        "abathur_replication_maximum_lag_seconds": 30,
-    }
-    done = playbook("deploy.yml", "--limit", name, "-e", json.dumps(variables))
-    assert done.returncode == 0, done.stdout
-    assert proof(host)["data"]["url"] == variables["abathur_replication_url"]
-    assert proof(host)["data"]["lineage"] == 1
-    time.sleep(5)
-    assert acknowledged(host) - arrived(host) == set()
-    host.check_output("systemctl start abathur.service abathur-db@drill.service")
-    assert "the replica of " in host.check_output("cat /var/lib/abathur-db/last/drill.json")
-    # It asks for the key anew with each connection.
-    host.check_output("ssh-keygen -q -t ed25519 -N '' -f /root/stranger")
-    host.check_output(f"sh -c 'cat /root/stranger > {HIDDEN}' && systemctl restart abathur-db-replicate")
-    assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
-    assert "the store refuses the credentials" in said(host)
-    host.check_output(f"sh -c 'cat /root/keeper > {HIDDEN}' && systemctl restart abathur-db-replicate")
-    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
-    other = "mv /etc/ssh/sftp_host_key /root/former && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/sftp_host_key <<< y"
-    host.check_output(f'bash -c "{other}" && systemctl restart sftp abathur-db-replicate')
-    shown = "the server shows another host key than abathur_replication_host_key"
-    assert wait(lambda: shown in proof(host)["summary"]), proof(host)["summary"]
-    assert shown in said(host)
-    host.check_output("mv /root/former /etc/ssh/sftp_host_key && systemctl restart sftp abathur-db-replicate")
-    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
-    assert acknowledged(host) - arrived(host) == set()
-    # Back at the store, whose lineages are as they were: the next one is begun.
-    assert playbook("deploy.yml", "--limit", name).returncode == 0
-    assert lineage(host) > 1
-    assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
