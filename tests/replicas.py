@@ -19,7 +19,7 @@ from typing import Any
 
 import litestream
 import pytest
-from abathur_db import failover, replica, replication, runs, schema, standby, watch
+from abathur_db import failover, replica, replication, runs, schema, standby, wal, watch
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from databases import until
@@ -33,7 +33,8 @@ def pinned() -> dict[str, Any]:
     try:
         return litestream.find()
     except SystemExit as absent:
-        pytest.fail(str(absent), pytrace=False)
+        why = str(absent)
+    pytest.fail(why, pytrace=False)
 
 
 @cache
@@ -101,6 +102,8 @@ def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproces
             return started[-1]
 
         patch.setattr(watch, "_started", start)
+        # A store on this machine answers at once.
+        patch.setattr(wal, "POLL_SECONDS", 0.1)
         patch.setattr(signal, "signal", lambda _, handler: handlers.append(handler))
         thread = threading.Thread(target=work)
         thread.start()
