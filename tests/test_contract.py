@@ -205,3 +205,28 @@ def test_no_test_module_takes_anything_from_another_one() -> None:
     named = [(each, name) for each in modules for name in imported(each)]
     taken = [f"{each.relative_to(ROOT)} imports {name}" for each, name in named if re.search(r"(^|\.)test_", name)]
     assert taken == []
+
+
+RUNS = ("quick", "test", "test-all")
+
+
+def shown_by(path: str) -> str:
+    """Return the first run that shows what stands in a test module or a scenario."""
+    text = (ROOT / path).read_text() if path.endswith(".py") else ""
+    if "pytest.mark.machine" in text:
+        return "test-all"
+    return "quick" if path.startswith("tests/") and "pytest.mark.engine" not in text else "test"
+
+
+def test_each_promise_names_the_run_that_shows_it() -> None:
+    promises = docs.README.read_text().partition("## Promises")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in promises.splitlines() if line.startswith("| ")]
+    rows = [cells for cells in rows if not cells[0].startswith(("| Promise", "| ---"))]
+    assert len(rows) > 15
+    for cells in rows:
+        runs = re.findall(r"`([\w-]+)`", cells[-1])
+        assert runs, cells[0]
+        assert set(runs) <= set(RUNS), cells[0]
+        paths = re.findall(r"`((?:tests|faults|molecule)/[\w/.]+)`", " ".join(cells[1:]))
+        # A row without a path is shown by the same tests as the one above it.
+        assert runs[0] == max(map(shown_by, paths), key=RUNS.index, default=runs[0]), cells[0]

@@ -215,7 +215,12 @@ def test_a_first_copy_has_its_time_to_arrive(
             assert result.ok
             assert result.summary == "nothing has arrived yet: a whole copy is on its way"
             monkeypatch.setattr(replication, "FIRST_COPY_SECONDS", 0)
+            looks: list[str] = []
+            usual = replica.run
+            monkeypatch.setattr(replica, "run", lambda *about, **how: (looks.append(about[1]), usual(*about, **how))[1])
             failed = replication.replication(conf)
+            # Not for another host's lineages either: each look waits as long as the first.
+            assert looks.count("ltx") == 1
             assert not failed.ok
             assert "nothing has arrived yet: the store does not answer" in failed.summary
             running.kill()
