@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,14 +31,23 @@ def part(run: str, name: str, command: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # pytest writes what each test took, whoever starts it; make's job server comes along.
     options = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={folder}/{name}.xml"
+    _progress(f"{name}: begun")
     begun = time.time()
     code = subprocess.run(
         command, env={**os.environ, "PYTEST_ADDOPTS": options}, check=False, close_fds=False
     ).returncode
     ended = time.time()
     (folder / f"{name}.json").write_text(json.dumps({"begun": begun, "ended": ended, "ok": code == 0}))
-    print(f"{name}: {'passed' if code == 0 else 'FAILED'} after {ended - begun:.0f} s", flush=True)
+    said = f"{name}: {'passed' if code == 0 else 'FAILED'} after {ended - begun:.0f} s"
+    print(said, flush=True)
+    _progress(said)
     return code
+
+
+def _progress(text: str) -> None:
+    """Tell whoever sits at the terminal: make holds a part's output back until its end."""
+    with suppress(OSError):
+        Path("/dev/tty").write_text(f"{text}\n")
 
 
 def begin(run: str) -> None:

@@ -217,7 +217,12 @@ def test_a_first_copy_has_its_time_to_arrive(
             monkeypatch.setattr(replication, "FIRST_COPY_SECONDS", 0)
             looks: list[str] = []
             usual = replica.run
-            monkeypatch.setattr(replica, "run", lambda *about, **how: (looks.append(about[1]), usual(*about, **how))[1])
+
+            def looked(*about: Any, **how: Any) -> str:
+                looks.append(about[1])
+                return usual(*about, **how)
+
+            monkeypatch.setattr(replica, "run", looked)
             failed = replication.replication(conf)
             # Not for another host's lineages either: each look waits as long as the first.
             assert looks.count("ltx") == 1
