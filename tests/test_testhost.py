@@ -29,7 +29,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 
 def ask(checkout: Path, *arguments: str) -> Any:
     """Run a checkout's testhost.py; return its answer."""
-    command = [sys.executable, checkout / "molecule/resources/testhost.py", *arguments]
+    command: list[str | Path] = [sys.executable, checkout / "molecule/resources/testhost.py", *arguments]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -145,6 +145,7 @@ RELEASE = (
     "requirements.txt",
 )
 """What a deployed host is made from."""
+LAYERS = CACHE / "deployed" / CHECKOUT
 LAYER_SECONDS = 6 * 3600
 """How long a deployed layer is used: the backup in it has to be younger than a day at the end of the tests."""
 
@@ -156,7 +157,7 @@ def deployed_layer(suite: str) -> Path:
         for each in sorted([ROOT / part, *(ROOT / part).rglob("*")]):
             if each.is_file() and "__pycache__" not in each.parts:
                 digest.update(f"{each.relative_to(ROOT)} {hashlib.sha256(each.read_bytes()).hexdigest()}".encode())
-    target = CACHE / "deployed" / CHECKOUT / f"{suite}-{digest.hexdigest()[:12]}"
+    target = LAYERS / f"{suite}-{digest.hexdigest()[:12]}"
     with locked(f"deployed-{CHECKOUT}-{suite}"):
         if target.exists() and time.time() - target.stat().st_mtime < LAYER_SECONDS:
             return target
@@ -341,7 +342,7 @@ def main() -> None:
     sub.add_argument("names", nargs="+")
     sub = commands.add_parser("destroy", help="stop hosts and delete them")
     sub.add_argument("names", nargs="*")
-    sub.add_argument("--all", action="store_true")
+    sub.add_argument("--all", action="store_true", help="all of this checkout, and the deployed layers it keeps")
     commands.add_parser("list", help="show the hosts")
     sub = commands.add_parser("inventory", help="print an Ansible inventory of the hosts as JSON")
     sub.add_argument("names", nargs="+")
@@ -361,6 +362,9 @@ def main() -> None:
             reboot(name)
     elif options.command == "destroy":
         changed = [name for name in (names() if options.all else options.names) if destroy(name)]
+        if options.all:
+            for kept in (HOSTS, LAYERS):
+                shutil.rmtree(kept, ignore_errors=True)
         print(json.dumps({"changed": bool(changed)}))
     elif options.command == "list":
         print(json.dumps([{**(state(name) or {"name": name}), "running": alive(name)} for name in names()]))
