@@ -135,6 +135,6 @@ def test_a_stranger_is_told_how_to_run_the_tool(host: Any) -> None:
 
 
 def test_the_backup_restores_with_zstd_and_sqlite_alone(host: Any) -> None:
-    host.check_output("sh -c 'zstd -dqf /var/backups/abathur/*.db.zst -o /root/restored.db'")
-    assert ask(host, "PRAGMA integrity_check", "/root/restored.db") == [["ok"]]
-    host.check_output("rm /root/restored.db")
+    host.check_output("sh -c 'zstd -dqf /var/backups/abathur/*.db.zst -o /var/tmp/restored.db'")
+    assert ask(host, "PRAGMA integrity_check", "/var/tmp/restored.db") == [["ok"]]
+    host.check_output("rm /var/tmp/restored.db")
