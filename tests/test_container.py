@@ -42,7 +42,16 @@ def image(podman: Podman) -> str:
     with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
         subprocess.run(["tar", "-C", tree, "-cf", archive.name, "."], check=True)
         podman("import", "--quiet", archive.name, "localhost/base")
-    podman("build", "--quiet", "--isolation=chroot", "--build-arg=BASE=localhost/base", "--tag=abathur-db", ".")
+    # One layer, where each instruction's would be a copy of the whole tree.
+    podman(
+        "build",
+        "--quiet",
+        "--layers=false",
+        "--isolation=chroot",
+        "--build-arg=BASE=localhost/base",
+        "--tag=abathur-db",
+        ".",
+    )
     return "localhost/abathur-db"
 
 

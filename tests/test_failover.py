@@ -49,6 +49,7 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "FENCE", tmp_path / "fenced")
     monkeypatch.setattr(host, "UNITS", tmp_path / "units")
     monkeypatch.setattr(standby, "LOOK_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(replica, "SEND", "100ms")
     (tmp_path / "units").mkdir()
 
 
@@ -640,7 +641,7 @@ def test_a_copy_of_another_replica_is_not_level_and_is_not_promoted(
     copy.ready.write_text(replica.required(follower).url)
     moved = f"{copy.url}/moved"
     shutil.copytree(replica.SETTINGS.parent / "store/0001", replica.SETTINGS.parent / "store/moved/0001")
-    settings(follower, follows=True, url=moved)
+    settings(follower, follows=True, url=moved, maximum_lag_seconds=0)
     fault = standby.level(follower, replica.required(follower), 0)[0]
     assert re.fullmatch(rf"the copy has transaction \d+ of lineage 0001 of {copy.url}, the replica .*", fault)
     with pytest.raises(Failure, match="had all of the replica at an unknown time"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -374,10 +375,9 @@ def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: C
 
 def now() -> str:
     """Return a second that begins after what was sent until now, and ends before what comes."""
-    time.sleep(1.1)
-    said = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    time.sleep(1.1)
-    return said
+    begins = math.ceil(time.time())
+    time.sleep(begins + 1 - time.time())
+    return f"{datetime.fromtimestamp(begins, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @pytest.mark.usefixtures("configure")
@@ -509,7 +509,9 @@ def test_the_drill_proves_the_replica_too(conf: Config, monkeypatch: pytest.Monk
         assert "replica_recovery_seconds" not in failed.data
         monkeypatch.setattr(replica, "fetch", at_work)
         assert drill.drill(conf).ok
-    monkeypatch.setattr(replica, "LOOK_SECONDS", 5)
+    # Nobody sends it, however long it is waited for.
+    arrive = wal.arrive
+    monkeypatch.setattr(wal, "arrive", lambda conf, found, _: arrive(conf, found, 0))
     rows(conf.database, 1, "user:3")
     assert "cannot be read: the store answers, but takes no change" in drill.drill(conf).summary
 

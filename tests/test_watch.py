@@ -351,12 +351,14 @@ def lose(conf: Config, levels: Path, damage: Callable[[Path], Any]) -> tuple[Pat
             return None
         whole = waiting[-2].read_bytes()
         damage(waiting[-2])
+        # One that had read it already is done by then.
+        time.sleep(0.1)
         if last == together():
             return waiting[-2], whole
         waiting[-2].write_bytes(whole)
         return None
 
-    lost: tuple[Path, bytes] = until(damaged, "files of the first level wait", poll=0.2)
+    lost: tuple[Path, bytes] = until(damaged, "files of the first level wait", poll=0.05)
     return lost
 
 
@@ -374,8 +376,9 @@ def test_a_file_that_the_store_has_lost_is_said_until_it_can_be_read_again(
     conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured, damage: Callable[[Path], Any]
 ) -> None:
     usual = replica.configuration
-    # Seconds instead of minutes.
-    levels = {"levels": [{"interval": "1s"}, {"interval": "4s"}]}
+    # A second instead of minutes.
+    levels = {"levels": [{"interval": "250ms"}, {"interval": "1s"}]}
+    monkeypatch.setattr(replica, "SEND", "100ms")
     monkeypatch.setattr(replica, "configuration", lambda *about: {**usual(*about), **levels})
 
     def replicated() -> Result:
