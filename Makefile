@@ -9,8 +9,8 @@ SUITE ?= trixie
 SCENARIO ?= replication default fleet security rollback sftp timers failover monitoring diagnose upgrade
 # These run on both Debians by themselves; the others on one, and in `make test-all` on each.
 BOTH := default failover
-# How many parts run at a time, and how many of the unit tests.
-JOBS ?= $(shell nproc)
+# How many parts run at a time, and how many of the unit tests: one more than processors, for they wait as well.
+JOBS ?= $(shell echo $$(( $$(nproc) + 1 )))
 INVENTORY ?=
 ARGS ?=
 COMMAND ?=
