@@ -406,6 +406,13 @@ def test_somebody_who_is_neither_root_nor_the_owner_is_told_so(sound: Config, mo
         doctor.doctor(replace(sound, owner="root"))
 
 
+def test_the_try_for_the_lock_gives_it_back(sound: Config) -> None:
+    assert not ailments.locked(sound)
+    assert not ailments.locked(sound)
+    with at_work(WRITER, sound.database):
+        assert ailments.locked(sound)
+
+
 def test_a_failure_that_is_no_lock_comes_out_of_the_try_for_the_lock(conf: Config) -> None:
     with pytest.raises(Failure, match="there is no database"):
         ailments.locked(conf)

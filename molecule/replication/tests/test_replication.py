@@ -166,9 +166,15 @@ def test_files_that_the_store_has_damaged_are_told_by_the_drill_and_the_next_lin
     assert drilled(host)
     filer = f"http://127.0.0.1:{store_port(host) - 1}"
     place = f"{filer}/buckets/abathur/{host.backend.get_hostname()}/{lineage(host):04}"
-    for level in ("0001", "0002"):
-        asked = Request(f"{place}/{level}/?limit=10000", headers={"Accept": "application/json"})
-        for entry in json.load(urlopen(asked))["Entries"]:
+
+    def listed(folder: str) -> list[dict[str, Any]]:
+        asked = Request(f"{folder}/?limit=10000", headers={"Accept": "application/json"})
+        return list(json.load(urlopen(asked))["Entries"] or [])
+
+    # Half a minute after its begin a lineage has files that were put together; those of minutes may not be there yet.
+    assert wait(lambda: {"0001"} & {entry["FullPath"].rpartition("/")[2] for entry in listed(place)})
+    for level in {"0001", "0002"} & {entry["FullPath"].rpartition("/")[2] for entry in listed(place)}:
+        for entry in listed(f"{place}/{level}"):
             urlopen(Request(f"{filer}{entry['FullPath']}", data=b"short", method="PUT")).close()
     assert not drilled(host)
     begin_anew(host)
