@@ -209,6 +209,17 @@ def arrived(host: Any) -> set[str]:
     return sessions(host, "/root/restored.db")
 
 
+@pytest.fixture
+def at_work() -> Iterator[None]:
+    """Have an application at work on every host, beside the store, that meets no error."""
+    for host in hosts():
+        host.check_output("install -d -o abathur /var/lib/ledger && systemctl start abathur.service store.service")
+    yield
+    for host in hosts():
+        host.run("systemctl stop abathur.service")
+        assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:  # noqa: ARG001 - the hook's signature
     """Show the bundle's journal of the host when a test fails."""

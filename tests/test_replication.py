@@ -241,7 +241,7 @@ def test_a_store_that_answers_and_takes_nothing_may_be_full(
         rows(conf.database, 1, "user:3")
         configure(maximum_lag_seconds=0)
         with monkeypatch.context() as patch:
-            patch.setattr(replica, "changes", lambda _, __, number: there if number == 1 else [])
+            patch.setattr(replica, "changes", lambda _, __, number, *___: there if number == 1 else [])
             said = replication.replication(conf).summary
         assert said.endswith(": the store answers, but takes no change in time: it may be full")
         configure(maximum_lag_seconds=0, litestream="/nonexistent")

@@ -1,9 +1,10 @@
-"""The pages of a fleet: two hosts that answer, one of them sick, and one that does not."""
+"""Two hosts, and one that does not answer: the pages of a fleet, and a deploy to some of it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,11 @@ def test_each_host_has_its_page_and_the_worst_is_first(playbook: Any, tmp_path: 
         page = (directory / name / "report.html").read_text()
         assert f"<title>{name}: " in page
         assert "<script" not in page
+
+
+def test_limit_and_tags_narrow_a_deploy(playbook: Any) -> None:
+    done = playbook("deploy.yml", "--limit", "*-bookworm", "--tags", "schema")
+    assert done.returncode == 0, done.stdout
+    assert "trixie" not in done.stdout
+    assert "TASK [abathur_validation : Validate the database]" not in done.stdout
+    assert re.search(r"^default-bookworm .*changed=0 ", done.stdout, re.MULTILINE)
