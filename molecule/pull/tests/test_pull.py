@@ -26,8 +26,8 @@ VARIABLES = {
 
 
 def puller() -> Any:
-    """Return the host that pulls: the fleet's last."""
-    return hosts()[-1]
+    """Return the host that pulls."""
+    return hosts()[0]
 
 
 def name() -> str:
