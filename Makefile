@@ -31,7 +31,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
 PARTS_quick := lint unit-quick
-PARTS_test := unit $(SCENARIO:%=scenario-%) lint faults-tenth
+PARTS_test := unit faults-tenth $(SCENARIO:%=scenario-%) lint
 PARTS_test-all := faults-machine unit faults-disks faults-kills $(foreach each,$(SCENARIO),$(if $(filter $(each),$(BOTH)),\
   scenario-$(each),scenario-$(each).trixie scenario-$(each).bookworm)) faults-load faults-deploys lint
 
