@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import timings
 
+pytestmark = pytest.mark.engine
+
 TESTS = """
 import time
 
