@@ -17,8 +17,8 @@ import pytest
 import testinfra
 
 ROOT = Path(__file__).resolve().parents[1]
-# One of the scenario's own, because several run at a time.
-SUMMARY = ROOT / "reports" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'fleet')}.json"
+# Of this run of the scenario alone: several run at a time, in `make test-all` the same one on both Debians.
+SUMMARY = ROOT / "reports" / f"{Path(os.environ.get('MOLECULE_EPHEMERAL_DIRECTORY', 'fleet')).name}.json"
 DATABASE = "/var/lib/abathur/abathur.db"
 SECRET_FILE = "/etc/abathur-db.secrets/replica"
 """The secret of the store, on a host that replicates."""
