@@ -44,9 +44,6 @@ DELETED = 9
 LOOK_SECONDS = 30
 """How long a look at the store may take: Litestream alone would try for two minutes."""
 
-LEAST_LOOK_SECONDS = 10
-"""How long it may take at least where the lag that is allowed is shorter."""
-
 SEND = "500ms"
 """How often Litestream reads the log, and how often it sends. A change waits for both, so at its defaults, 1 s each, up
 to two seconds; twice as often costs up to twice the requests, and a listing of the last 5 minutes stays below 1000."""
@@ -92,7 +89,7 @@ REASONS = (
 """What Litestream's long words come down to; the first that fits."""
 
 UNANSWERED = frozenset(meaning for _, meaning in REASONS)
-"""What a look at the store ends with that had no answer."""
+"""What a look at the store ends with that did not list it."""
 
 CLOCK = "compare it with a clock that is right, and let it be kept: timedatectl set-ntp true"
 HINTS = {
@@ -232,13 +229,9 @@ def newer(config: Config, found: Settings) -> int:
     return number if number > own else 0
 
 
-def changes(config: Config, found: Settings, number: int, seconds: float = 0) -> list[dict[str, Any]]:
-    """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp.
-
-    Raises Failure as `ask` does, after `seconds` or LOOK_SECONDS.
-    """
-    arguments = ("ltx", "-level", "all", "-json")
-    listed: list[dict[str, Any]] = json.loads(ask(config, found, number, *arguments, seconds=seconds))
+def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]]:
+    """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
+    listed: list[dict[str, Any]] = json.loads(ask(config, found, number, "ltx", "-level", "all", "-json"))
     return listed
 
 

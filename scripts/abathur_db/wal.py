@@ -117,12 +117,10 @@ def arrive(config: Config, found: Settings, seconds: float) -> None:
     Raises Failure with the store's reason, with ASTRAY, or TAKES_NOTHING.
     """
     deadline = time.monotonic() + seconds
-    # A store that takes longer than the lag may be has not shown that the change is there.
-    look = min(replica.LOOK_SECONDS, max(replica.LEAST_LOOK_SECONDS, found.maximum_lag_seconds))
     wanted, number = committed(config), (replica.last_lineage(config) or {"lineage": 1})["lineage"]
     astray = aim = None
     while True:
-        there = max((int(each["max_txid"], 16) for each in replica.changes(config, found, number, look)), default=0)
+        there = max((int(each["max_txid"], 16) for each in replica.changes(config, found, number)), default=0)
         now, place = committed(config), position(config, number)
         if place and not on_track(config, place, now):
             # Once may be a look at two moments.
