@@ -65,7 +65,7 @@ ssh: venv ## log in to the host of `make deploy`, or run COMMAND="..." on it
 tool: venv ## build dist/abathur-db, the tool in one file
 	@$(VENV)/python scripts/build.py
 
-quick: venv packages-lint ## lint, and the unit tests that start no playbook, host, store or browser, in 90 s
+quick: venv packages-lint packages-test ## lint, and the unit tests that start no playbook, host, store or browser, in 90 s
 	$(call RUN_PARTS,quick)
 
 test: venv packages-lint packages-test packages-faults ## run what CI runs: lint, unit tests, every scenario, a tenth of the faults
@@ -97,8 +97,8 @@ unit: venv packages-test ## run the unit and contract tests with coverage
 	$(SUDO) env "PATH=$(PATH)" coverage combine --quiet
 	$(SUDO) env "PATH=$(PATH)" coverage report
 
-unit-quick: venv
-	pytest --numprocesses $(JOBS) --dist loadfile -m "not engine" tests
+unit-quick: venv packages-test
+	$(SUDO) env "PATH=$(PATH)" pytest --numprocesses $(JOBS) --dist loadfile -m "not engine" tests
 
 molecule: venv packages-host ## run the scenarios on real systemd hosts, or SCENARIO=name; the output of several comes at the end of each
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(word 2,$(SCENARIO)),--output-sync=target) $(SCENARIO:%=scenario-%)
@@ -123,7 +123,7 @@ FAULTS_deploys := faults/test_kills_of_deploys.py
 FAULTS_load := faults/test_load.py
 FAULTS_machine := faults/test_time.py faults/test_power.py
 faults-%: venv packages-faults
-	$(FAULTS) $(FAULTS_$*)
+	$(FAULTS) $(or $(FAULTS_$*),$(error there is no part faults-$*))
 
 bench: venv .cache/bench/lock packages-host ## measure our jobs and deploys against their peers, with SIZE=gigabytes (default 1)
 	@.ci/packages sqlite3 zstd
