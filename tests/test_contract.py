@@ -223,10 +223,18 @@ def test_each_promise_names_the_run_that_shows_it() -> None:
     rows = [line.split(" | ") for line in promises.splitlines() if line.startswith("| ")]
     rows = [cells for cells in rows if not cells[0].startswith(("| Promise", "| ---"))]
     assert len(rows) > 15
+    paths: list[str] = []
     for cells in rows:
         runs = re.findall(r"`([\w-]+)`", cells[-1])
         assert runs, cells[0]
         assert set(runs) <= set(RUNS), cells[0]
-        paths = re.findall(r"`((?:tests|faults|molecule)/[\w/.]+)`", " ".join(cells[1:]))
         # A row without a path is shown by the same tests as the one above it.
-        assert runs[0] == max(map(shown_by, paths), key=RUNS.index, default=runs[0]), cells[0]
+        paths = re.findall(r"`((?:tests|faults|molecule)/[\w/.]+)`", " ".join(cells[1:])) or paths
+        assert all((ROOT / path).exists() for path in paths), cells[0]
+        assert runs[0] == max(map(shown_by, paths), key=RUNS.index), cells[0]
+
+
+def test_the_parts_of_the_faults_are_all_of_them_and_each_once() -> None:
+    lines = re.findall(r"^FAULTS_\w+ := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = sorted(path for line in lines for path in line.split())
+    assert named == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("faults/test_*.py"))

@@ -19,7 +19,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,18 @@ def create(name: str, suite: str, *, deployed: bool = False) -> bool:
     with locked(f"host-{CHECKOUT}-{name}"):
         if alive(name):
             return False
-        layers = [deployed_layer(suite)] if deployed else []
-        layers.append(tree(suite))
+        bare = tree(suite)
         _destroy(name)
         home = HOSTS / name
         for part in ("upper", "work", "root"):
             (home / part).mkdir(parents=True)
         try:
-            _boot(name, suite, layers)
+            if deployed:
+                with deployed_layer(suite) as layer:
+                    _mount(home, [layer, bare])
+            else:
+                _mount(home, [bare])
+            _boot(name, suite)
         except BaseException:
             _show_log(home)
             _destroy(name)
@@ -116,12 +121,15 @@ def create(name: str, suite: str, *, deployed: bool = False) -> bool:
     return True
 
 
-def _boot(name: str, suite: str, layers: list[Path]) -> None:
-    home = HOSTS / name
-    root, key = home / "root", home / "key"
+def _mount(home: Path, layers: list[Path]) -> None:
     lower = ":".join(map(str, layers))
     options = f"lowerdir={lower},upperdir={home / 'upper'},workdir={home / 'work'}"
-    run("mount", "-t", "overlay", "overlay", "-o", options, root)
+    run("mount", "-t", "overlay", "overlay", "-o", options, home / "root")
+
+
+def _boot(name: str, suite: str) -> None:
+    home = HOSTS / name
+    root, key = home / "root", home / "key"
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key)
     ssh = root / "root/.ssh"
     ssh.mkdir(mode=0o700, exist_ok=True)
@@ -150,36 +158,54 @@ LAYER_SECONDS = 6 * 3600
 """How long a deployed layer is used: the backup in it has to be younger than a day at the end of the tests."""
 
 
-def deployed_layer(suite: str) -> Path:
-    """Return what a deploy with molecule's variables adds to the tree of a suite; made first for a new release."""
+@contextmanager
+def deployed_layer(suite: str) -> Iterator[Path]:
+    """Give what a deploy with molecule's variables adds to the tree of a suite; made first for a new release.
+
+    Nobody deletes it before the block ends, and nobody while it is mounted.
+    """
     digest = hashlib.sha256()
     for part in RELEASE:
         for each in sorted([ROOT / part, *(ROOT / part).rglob("*")]):
             if each.is_file() and "__pycache__" not in each.parts:
                 digest.update(f"{each.relative_to(ROOT)} {hashlib.sha256(each.read_bytes()).hexdigest()}".encode())
-    target = LAYERS / f"{suite}-{digest.hexdigest()[:12]}"
+    begun = int(time.time())
+    wanted = f"{suite}-{digest.hexdigest()[:12]}"
     with locked(f"deployed-{CHECKOUT}-{suite}"):
-        if target.exists() and time.time() - target.stat().st_mtime < LAYER_SECONDS:
-            return target
-        mounts = Path("/proc/mounts").read_text()
-        for former in target.parent.glob(f"{suite}-*"):
-            if str(former) not in mounts:
-                shutil.rmtree(former)
-        name = f"deployed-{suite}"
-        say(f"deploying to a host of Debian {suite} (once per release, about 25 s)")
-        try:
-            create(name, suite)
-            _deploy(name)
-            _stop(name)
-            # Empty, not absent: the next boot makes an identity of the host's own, and is not a first boot.
-            (HOSTS / name / "root/etc/machine-id").write_text("")
-            _unmount(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (HOSTS / name / "upper").rename(target)
-            os.utime(target)
-        finally:
-            destroy(name)
-    return target
+        kept = {each: int(each.name.rpartition("-")[2]) for each in LAYERS.glob(f"{wanted}-*")}
+        young = [each for each, made in kept.items() if begun - made < LAYER_SECONDS]
+        if not young:
+            _delete_layers(suite)
+            young = [LAYERS / f"{wanted}-{begun}"]
+            _make_layer(suite, young[0])
+        yield max(young)
+
+
+def _delete_layers(suite: str) -> None:
+    """Delete the deployed layers of a suite that no host stands on; only under the lock of the suite."""
+    mounts = Path("/proc/mounts").read_text()
+    for each in LAYERS.glob(f"{suite}-*"):
+        if str(each) not in mounts:
+            shutil.rmtree(each)
+
+
+def _make_layer(suite: str, target: Path) -> None:
+    name = f"deployed-{suite}"
+    say(f"deploying to a host of Debian {suite} (once per release, about 25 s)")
+    # One that is there was left by a deploy that was killed.
+    destroy(name)
+    try:
+        create(name, suite)
+        _deploy(name)
+        if not _stop(name):
+            die(f"{name} did not shut down by itself", "run this again on a machine with less to do")
+        # Empty, not absent: the next boot makes an identity of the host's own, and is not a first boot.
+        (HOSTS / name / "root/etc/machine-id").write_text("")
+        _unmount(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (HOSTS / name / "upper").rename(target)
+    finally:
+        destroy(name)
 
 
 def _deploy(name: str) -> None:
@@ -282,19 +308,20 @@ def _destroy(name: str) -> bool:
     return True
 
 
-def _stop(name: str) -> None:
-    """End a host that runs, as a shutdown does."""
+def _stop(name: str) -> bool:
+    """End a host that runs, as a shutdown does, and after half a minute at once; return whether it shut down."""
     host = state(name)
     if host is None:
-        return
+        return True
     # systemd-nspawn(1): SIGTERM asks the system inside to power off.
     for sent, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
         if not alive(name):
-            return
+            return True
         os.kill(host["pid"], sent)
         deadline = time.monotonic() + seconds
         while alive(name) and time.monotonic() < deadline:
             time.sleep(0.05)
+    return False
 
 
 def _unmount(name: str) -> None:
@@ -305,6 +332,25 @@ def _unmount(name: str) -> None:
         subprocess.run(["umount", root], capture_output=True, check=False)
         time.sleep(0.1)
     die(f"{root} is still mounted", f"see who uses it: fuser -vm {root}; then run this again")
+
+
+def destroy_all() -> bool:
+    """Throw away all that this checkout keeps, its locks as well; return whether there was a host.
+
+    A host that is made meanwhile stays, and what it stands on.
+    """
+    found = [name for name in names() if destroy(name)]
+    for suite in SUITES:
+        with locked(f"deployed-{CHECKOUT}-{suite}"):
+            _delete_layers(suite)
+    for folder in (HOSTS, LAYERS):
+        # Not there, or not empty.
+        with suppress(OSError):
+            folder.rmdir()
+    for lock in CACHE.glob(f"*-{CHECKOUT}-*.lock"):
+        with locked(lock.stem):
+            lock.unlink()
+    return bool(found)
 
 
 def names() -> list[str]:
@@ -346,8 +392,6 @@ def main() -> None:
     commands.add_parser("list", help="show the hosts")
     sub = commands.add_parser("inventory", help="print an Ansible inventory of the hosts as JSON")
     sub.add_argument("names", nargs="+")
-    sub = commands.add_parser("layer", help="build the tree of a suite and what a deploy adds to it; print both paths")
-    sub.add_argument("--suite", choices=SUITES, default="trixie")
     sub = commands.add_parser("ssh", help="log in to a host, or run a command on it")
     sub.add_argument("name")
     sub.add_argument("remote", nargs=argparse.REMAINDER)
@@ -361,17 +405,12 @@ def main() -> None:
         for name in options.names:
             reboot(name)
     elif options.command == "destroy":
-        changed = [name for name in (names() if options.all else options.names) if destroy(name)]
-        if options.all:
-            for kept in (HOSTS, LAYERS):
-                shutil.rmtree(kept, ignore_errors=True)
-        print(json.dumps({"changed": bool(changed)}))
+        gone = destroy_all() if options.all else sum(destroy(name) for name in options.names) > 0
+        print(json.dumps({"changed": gone}))
     elif options.command == "list":
         print(json.dumps([{**(state(name) or {"name": name}), "running": alive(name)} for name in names()]))
     elif options.command == "inventory":
         print(json.dumps(inventory(options.names), indent=2))
-    elif options.command == "layer":
-        print(deployed_layer(options.suite), tree(options.suite), sep="\n")
     else:
         host = state(options.name)
         if host is None:

@@ -44,9 +44,14 @@ def run(*command: str | Path) -> str:
 def locked(name: str) -> Iterator[None]:
     """Let one process at a time build a tree or change a host."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    path = CACHE / f"{name}.lock"
+    while True:
+        with path.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            # `destroy --all` deletes locks: one that was deleted meanwhile keeps nobody out.
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                yield
+                return
 
 
 def tree(suite: str, packages: tuple[str, ...] = PACKAGES) -> Path:

@@ -96,7 +96,11 @@ def main() -> int:
     for _ in range(given.count):
         child = os.fork()
         if child == 0:
-            work(given.database, given.pause, given.ledger, held=given.held)
+            try:
+                work(given.database, given.pause, given.ledger, held=given.held)
+            except BaseException as error:  # noqa: BLE001 - a writer that is silent afterwards would look like a quiet one
+                note(given.ledger, "errors", f"{time.time():.6f} {error!r}")
+                os._exit(1)
         children.append(child)
     # Not before, or the children would have it too.
     signal.signal(signal.SIGTERM, end)

@@ -89,7 +89,7 @@ REASONS = (
 """What Litestream's long words come down to; the first that fits."""
 
 UNANSWERED = frozenset(meaning for _, meaning in REASONS)
-"""What a look at the store ends with that did not list it."""
+"""The reasons for which a look at the store did not list it: another look at that moment would end the same."""
 
 CLOCK = "compare it with a clock that is right, and let it be kept: timedatectl set-ntp true"
 HINTS = {

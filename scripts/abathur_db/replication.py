@@ -79,9 +79,7 @@ def replication(config: Config) -> Result:
         replica.HINTS.get(fault.rpartition(": ")[2], LOG),
         warning=bool(fault),
     )
-    # A store that did not answer now is not waited for once more.
-    sole = [] if found.standby or fault in replica.UNANSWERED else _alone(config, found)
-    checks = [check, *sole, *([] if found.standby else [_readable(config)])]
+    checks = [check, *([] if found.standby else _of_primary(config, found, fault))]
     summary, hint = summarize("replication", checks)
     if not hint and not fault:
         summary = f"the last change arrived within {lag:.1f} s, in lineage {data['lineage']:04}"
@@ -105,6 +103,12 @@ def _copies(config: Config, found: replica.Settings, age: float | None) -> bool:
     """Tell whether a standby, which starts with a new copy each time it is started, is at that, and not for long."""
     copies = standby.copies(config) if found.standby else []
     return bool(copies) and copies[0] != standby.current(config) and age is not None and 0 <= age < FIRST_COPY_SECONDS
+
+
+def _of_primary(config: Config, found: replica.Settings, fault: str) -> list[Check]:
+    """Check what only a primary has. A store that did not answer just now is not waited for once more."""
+    alone = [] if fault in replica.UNANSWERED else _alone(config, found)
+    return [*alone, _readable(config)]
 
 
 def _alone(config: Config, found: replica.Settings) -> list[Check]:

@@ -21,6 +21,10 @@ def test_the_application_was_started_again_and_writes(host: Any, query: Any) -> 
     assert query("SELECT count(*) FROM sessions")[0][0] > before
 
 
+def test_the_application_met_no_error(host: Any) -> None:
+    assert not host.file("/var/lib/ledger/errors").exists, host.file("/var/lib/ledger/errors").content_string
+
+
 def test_the_application_was_stopped_once_and_not_by_the_second_deploy(host: Any) -> None:
     journal = host.check_output("journalctl --no-pager -u abathur.service -o cat")
     assert journal.count("Stopped abathur.service") == 1, journal
