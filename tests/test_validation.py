@@ -206,6 +206,9 @@ def test_a_load_that_is_too_slow_fails_by_query_and_number(conf: Config, monkeyp
     check = failed(replace(conf, validation_p99_ms=100))["latency_2_sessions"]
     assert check.measured == "session_by_id p50 200.0 ms, budget 10 ms; session_by_id p99 200.0 ms"
     assert rounds == ["load", *[rehearsal.PAUSE_SECONDS, "load"] * (rehearsal.ROUNDS - 1)]
+    check = failed(replace(conf, validation_p99_ms=1000))["latency_2_sessions"]
+    assert check.measured == "session_by_id p50 200.0 ms, budget 100 ms"
+    assert "latency_2_sessions" not in failed(replace(conf, validation_p99_ms=3000))
 
 
 def test_a_load_that_is_too_slow_once_passes(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ ROUNDS = 3
 PAUSE_SECONDS = 10.0
 """Between two of these times: one stall of 0.4 s is 3 % of a load of 2 s, and three at once met the same burst."""
 
+DESIGN_P99_MS = 100
+"""The limit of the design (section 1.3), by which its budgets stand in sql/queries."""
+
 REFUSED = {
     "json": (
         "INSERT INTO sessions (id, app_name, user_id, events) VALUES ('{id}', 'validation', 'validation', 'no json')",
@@ -154,7 +157,7 @@ def _load(
         {
             "sessions": sessions,
             "query": query.name,
-            "budget_ms": query.budget_ms,
+            "budget_ms": budget_ms(config, query),
             "count": len(load.milliseconds[query.name]),
             "p50_ms": round(load.percentile(query.name, 0.5), 3),
             "p99_ms": round(load.percentile(query.name, 0.99), 3),
@@ -175,14 +178,19 @@ def _load(
     return check, rows
 
 
+def budget_ms(config: Config, query: resources.Query) -> float:
+    """Return how long a query may take in half of the cases, in ms: where p99 may be longer, as many times longer."""
+    return query.budget_ms * max(1.0, config.validation_p99_ms / DESIGN_P99_MS)
+
+
 def _too_slow(config: Config, load: latency.Load) -> list[str]:
     slow = []
     for query in resources.queries():
         if not load.milliseconds[query.name]:
             continue
         p50, p99 = load.percentile(query.name, 0.5), load.percentile(query.name, 0.99)
-        if p50 > query.budget_ms:
-            slow.append(f"{query.name} p50 {p50:.1f} ms, budget {query.budget_ms:g} ms")
+        if p50 > (budget := budget_ms(config, query)):
+            slow.append(f"{query.name} p50 {p50:.1f} ms, budget {budget:g} ms")
         if p99 >= config.validation_p99_ms:
             slow.append(f"{query.name} p99 {p99:.1f} ms")
     return slow
