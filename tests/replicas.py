@@ -81,6 +81,12 @@ def found(conf: Config) -> replica.Settings:
     return replica.required(conf)
 
 
+def ended_by_itself(thread: threading.Thread) -> None:
+    """Wait for the end of a thread that was told to end; one that never does fails the test instead of the run."""
+    thread.join(120)
+    assert not thread.is_alive(), "it was told to end and goes on"
+
+
 @contextmanager
 def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     """Run what the unit runs, until the end; yields Litestream, the first that is started."""
@@ -116,7 +122,7 @@ def service(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproces
             # None where it failed before it could have been told to end.
             for end in handlers:
                 end()
-            thread.join()
+            ended_by_itself(thread)
 
 
 def recorded(conf: Config, result: Result) -> Result:

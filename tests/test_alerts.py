@@ -141,7 +141,8 @@ def listener() -> Iterator[Listener]:
     thread.start()
     yield state
     server.shutdown()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     server.server_close()
 
 

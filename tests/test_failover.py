@@ -39,7 +39,7 @@ from abathur_db import (
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import rows, until, value
-from replicas import recorded, service, set_clock, snapshot_arrives
+from replicas import ended_by_itself, recorded, service, set_clock, snapshot_arrives
 
 pytestmark = pytest.mark.engine
 
@@ -138,7 +138,7 @@ def following(follower: Config) -> Iterator[list[Any]]:
         finally:
             if children:
                 children[0].terminate()
-            thread.join()
+            ended_by_itself(thread)
 
 
 def caught_up(follower: Config) -> standby.Copy:

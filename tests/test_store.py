@@ -21,7 +21,7 @@ import pytest
 from abathur_db import replication
 from abathur_db.config import Config
 from databases import rows, until, value
-from replicas import Configure, conf, configure, lend, restored, service, weed
+from replicas import Configure, conf, configure, ended_by_itself, lend, restored, service, weed
 
 pytestmark = pytest.mark.engine
 
@@ -152,7 +152,7 @@ def seen_by(clock: Clock, port: int) -> Iterator[str]:
             yield f"s3://bucket/host?endpoint=http://127.0.0.1:{server.server_port}&region=none"
         finally:
             server.shutdown()
-            thread.join()
+            ended_by_itself(thread)
 
 
 def test_a_clock_that_the_store_does_not_take_keeps_nothing_back(

@@ -21,7 +21,7 @@ from abathur_db import database, maintenance, proof, replica, replication, wal, 
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from databases import rows, run, until, value
-from replicas import Configure, conf, configure, restored, service
+from replicas import Configure, conf, configure, ended_by_itself, restored, service
 
 pytestmark = pytest.mark.engine
 
@@ -420,3 +420,27 @@ def test_a_file_that_the_store_has_lost_is_said_until_it_can_be_read_again(
 def test_a_store_that_is_away_or_takes_nothing_has_lost_no_file(said: str, lost: bool) -> None:
     assert replica.unreadable(said) is lost
     assert ("cannot be read back" in replica.reason(said)) is lost
+
+
+@pytest.mark.usefixtures("configure")
+def test_a_stop_while_litestream_is_being_started_ends_it(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: list[Callable[[], None]] = []
+    started: list[subprocess.Popen[str]] = []
+    original = watch._started
+
+    def start(*arguments: Any) -> subprocess.Popen[str]:
+        started.append(original(*arguments))
+        # systemd's signal is handled before the program goes on.
+        handlers[0]()
+        return started[-1]
+
+    monkeypatch.setattr(watch, "_started", start)
+    monkeypatch.setattr(signal, "signal", lambda _, handler: handlers.append(handler))
+    thread = threading.Thread(target=replication.replicate, args=(conf,), daemon=True)
+    thread.start()
+    try:
+        ended_by_itself(thread)
+    finally:
+        for child in started:
+            child.kill()
+    assert len(started) == 1

@@ -48,13 +48,13 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
     or ends with an error.
     """
     stop = threading.Event()
-    child: subprocess.Popen[str] | None = None
+    untold: list[subprocess.Popen[str]] = []
 
     def end(*_: object) -> None:
-        # Once: told twice Litestream does not send what is left.
-        if child and not stop.is_set():
-            child.terminate()
         stop.set()
+        # Each once: told twice Litestream does not send what is left.
+        with suppress(IndexError):
+            untold.pop().terminate()
 
     signal.signal(signal.SIGTERM, end)
     with ExitStack() as hold:
@@ -62,10 +62,15 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
         while not stop.is_set() and (way or _emptied(config, stop)):
             way = way or Way(config, number, emptied=True)
             child = _started(arguments)
+            untold.append(child)
+            # It may have been told while Litestream was being started.
+            if stop.is_set():
+                end()
             with child:
                 astray = _goes_astray(child, way, hold)
                 if astray:
                     child.kill()
+            untold.clear()
             hold.close()
             if astray and stop.is_set():
                 _send_rest(config, arguments)
