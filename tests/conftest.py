@@ -13,7 +13,11 @@ import pytest
 from abathur_db import config, resources
 from abathur_db.config import Config
 from databases import ROOT
+from hypothesis import settings
 
+# No test fails by the speed of a machine.
+settings.register_profile("any speed", deadline=None)
+settings.load_profile("any speed")
 # What its checks compare is shown when they fail, as in a test module.
 pytest.register_assert_rewrite("pages")
 
