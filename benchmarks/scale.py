@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, latency
+from abathur_db import database, latency, soundness
 
 from benchmarks.figures import Figure
 from benchmarks.load import ROOT, ours, tool
@@ -42,7 +42,7 @@ def costs(source: Path, home: Path, say: Callable[[str], None]) -> dict[str, flo
         settle()
         found[name] = _timed(functools.partial(tool, *command))
     with database.opened(path, 5000) as connection:
-        found["quick check"] = _timed(lambda: database.problems(connection))
+        found["quick check"] = _timed(lambda: soundness.findings(connection))
         found["vacuum slice"] = _timed(lambda: connection.executescript("PRAGMA incremental_vacuum(500)"))
     return found
 

@@ -33,6 +33,7 @@ def tool(host: Any) -> Tool:
 
     def run(*arguments: str) -> dict[str, Any]:
         done = host.run(f"abathur-db {' '.join(arguments)} --json")
+        assert done.stdout, done.stderr
         return {**json.loads(done.stdout), "exit_code": done.rc}
 
     return run

@@ -87,6 +87,24 @@ def dump(path: Path) -> list[str]:
     return lines
 
 
+def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the rows of every table that is not virtual, texts as bytes."""
+    connection = sqlite3.connect(path)
+    connection.text_factory = bytes
+    names = connection.execute(
+        "SELECT CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table'"
+        " AND sql NOT LIKE 'CREATE VIRTUAL%' AND name NOT LIKE 'sqlite%'"
+    )
+    found = {}
+    for (name,) in names.fetchall():
+        # A column of which the value takes a function of the application is none of its content.
+        listed = connection.execute("SELECT name FROM pragma_table_xinfo(?) WHERE NOT hidden", (name.decode(),))
+        columns = ", ".join(f'"{row[0].decode()}"' for row in listed)
+        found[name.decode()] = sorted(connection.execute(f'SELECT {columns} FROM "{name.decode()}"'), key=repr)
+    connection.close()
+    return found
+
+
 def picture(directory: Path) -> dict[str, bytes]:
     """Return the content of every file below a directory."""
     return {str(each): each.read_bytes() for each in sorted(directory.rglob("*")) if each.is_file()}

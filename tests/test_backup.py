@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, packing, progress, schema
+from abathur_db import backup, catalog, database, host, maintenance, packing, progress, proof, restore, schema
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import application, at_work, corrupt, dump, picture, rows, run
@@ -122,7 +122,9 @@ def test_a_copy_that_does_not_pass_its_check_is_not_kept(conf: Config, monkeypat
     assert list(conf.backup_directory.iterdir()) == []
 
 
-def test_a_full_check_finds_what_a_quick_one_does_not(conf: Config) -> None:
+def test_an_index_that_differs_from_its_table_is_told_where_it_is_looked_for_and_the_backup_counts(
+    conf: Config,
+) -> None:
     """An index that lacks a row is found by integrity_check alone."""
     rewrite = (
         "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, '{}', '{}')"
@@ -135,9 +137,24 @@ def test_a_full_check_finds_what_a_quick_one_does_not(conf: Config) -> None:
         " VALUES ('t', 'p', 'running', '{}', 1, 1)",
         rewrite.format("status <>", "status ="),
     )
-    assert backup.backup(replace(conf, backup_check="quick")).ok
-    with pytest.raises(Failure, match=r"the copy of the database is corrupt: .*idx_tasks_running_timeout"):
-        backup.backup(replace(conf, backup_check="full"))
+    assert backup.backup(replace(conf, backup_check="quick")).checks == []
+    result = backup.backup(replace(conf, backup_check="full"))
+    assert result.ok
+    assert [check.measured for check in result.checks if check.warning] == [
+        "index idx_tasks_running_timeout: entries differ from the rows of the table"
+    ]
+    for kept in catalog.backups(conf):
+        verified = proof.verify(conf, kept.id)
+        assert verified.ok
+        assert verified.checks[0].measured == "proven; index idx_tasks_running_timeout was made of its table again"
+    checked = maintenance.integrity_check(conf)
+    assert checked.summary.endswith("found index idx_tasks_running_timeout: entries differ from the rows of the table")
+    rebuild = checked.hint.removeprefix("make it of the rows again, with the application stopped: ")
+    subprocess.run(["bash", "-c", rebuild], check=True)
+    assert maintenance.integrity_check(conf).ok
+    restored = restore.restore(conf, "latest")
+    assert restored.summary.endswith("; index idx_tasks_running_timeout was made of its table again")
+    assert maintenance.integrity_check(conf).ok
 
 
 def test_a_low_disk_is_said_before_anything_is_written(conf: Config) -> None:

@@ -441,12 +441,12 @@ DATABASES = {
     ),
     "another application's tables": refused(
         lambda path: run(path, "CREATE TABLE x (y)"),
-        "holds none of Abathur's tables, so it belongs to another application",
+        "does not hold Abathur's tables, so it belongs to another application",
         ELSEWHERE,
     ),
     "a table without a column": refused(
-        lambda path: run(path, "CREATE TABLE sessions (id TEXT PRIMARY KEY)"),
-        "is not of this schema: table sessions lacks column app_name; …",
+        lambda path: application(path, "DROP TABLE sessions; CREATE TABLE sessions (id TEXT PRIMARY KEY)"),
+        "is not of this schema: table sessions lacks column app_name (and 10 more)",
         ADAPT,
     ),
     "a column of another type": refused(
@@ -466,13 +466,6 @@ DATABASES = {
             " created_at TIMESTAMP, updated_at TIMESTAMP)",
         ),
         "is not of this schema: table state lacks UNIQUE (task_id, key)",
-        ADAPT,
-    ),
-    "an index on other columns": refused(
-        lambda path: application(
-            path, "DROP INDEX idx_agents_state", "CREATE INDEX idx_agents_state ON agents (model)"
-        ),
-        "is not of this schema: index idx_agents_state is on (model)",
         ADAPT,
     ),
     "a definition that cannot be read": refused(
@@ -681,11 +674,17 @@ BACKUPS = {
     "a backup that is corrupt inside, with a manifest that fits": backed_up(
         lambda conf, identity: repack(conf, identity, corrupt_inside), "backup {id} is corrupt: …"
     ),
-    "a backup of another schema": backed_up(
+    "a backup of another application": backed_up(
         lambda conf, identity: repack(
-            conf, identity, lambda plain: run(plain, "DROP TABLE sessions; CREATE TABLE sessions (x)")
+            conf,
+            identity,
+            lambda plain: run(
+                plain,
+                "PRAGMA application_id = 0; DROP TABLE sessions; DROP TABLE memory_entries; DROP TABLE agents;"
+                "DROP TABLE audit; DROP TABLE state",
+            ),
         ),
-        "backup {id} is not of this schema: table sessions lacks column id; table sessions lacks column app_name; …",
+        "backup {id} does not hold Abathur's tables, so it belongs to another application",
     ),
     "a backup of no database": backed_up(
         lambda conf, identity: repack(conf, identity, lambda plain: plain.write_text("not a database")),

@@ -193,7 +193,7 @@ def test_another_applications_database_is_refused_by_every_command_and_stays_as_
         refusal = f"{path} belongs to another application (application_id 0x00000007)"
     else:
         run(path, made)
-        refusal = f"{path} holds none of Abathur's tables, so it belongs to another application"
+        refusal = f"{path} does not hold Abathur's tables, so it belongs to another application"
     before = path.read_bytes()
     for command in ("init", *OPENS):
         assert call(capsys, command, path)[2] == (

@@ -67,7 +67,10 @@ def repaired(command: str, cli: Cli) -> None:
 def test_nothing_is_said_to_be_wrong_with_a_sound_database(sound: Config) -> None:
     result = doctor.doctor(sound)
     assert result.ok, result.report()
-    assert result.summary == f"nothing is wrong: {len(result.checks)} things examined"
+    warned = [check.id for check in result.checks if check.warning]
+    # Debian 12's SQLite has a defect that is told on every host.
+    assert set(warned) <= {"sqlite_wal_reset"}
+    assert result.summary == f"nothing is wrong: {len(result.checks)} things examined" + ", 1 warning" * len(warned)
     assert {"owner", "locked", "wal", "journal_mode", "foreign_keys", "disk_1"} <= {each.id for each in result.checks}
 
 
@@ -176,10 +179,10 @@ def test_a_foreign_key_that_the_schema_would_have_set_to_null_is_mended_by_the_c
         " VALUES ('t', 'p', 'pending', '{}', '2026-01-01', '2026-01-01', 'gone')",
     )
     found = diagnosis(sound, "foreign_keys")
-    assert not found.ok
+    assert (found.ok, found.warning) == (True, True)
     assert "1 violations: 1 in tasks; first: tasks row 1, session_id in sessions" in found.measured
     repaired(found.hint, cli)
-    assert diagnosis(sound, "foreign_keys").ok
+    assert not diagnosis(sound, "foreign_keys").warning
     assert value(sound.database, "SELECT count(*) FROM tasks") == 1
 
 
@@ -211,11 +214,12 @@ def test_a_missing_index_names_the_query_that_scans_and_the_command_that_makes_i
 ) -> None:
     run(sound.database, "DROP INDEX idx_audit_task")
     found = diagnosis(sound, "query_audit_by_task")
-    assert not found.ok
+    assert (found.ok, found.warning) == (True, True)
     assert "audit_by_task lacks its index idx_audit_task (SCAN audit" in found.measured
-    assert not diagnosis(sound, "indexes").ok
+    assert diagnosis(sound, "indexes").warning
     repaired(found.hint, cli)
-    assert doctor.doctor(sound).ok
+    assert not diagnosis(sound, "indexes").warning
+    assert not diagnosis(sound, "query_audit_by_task").warning
 
 
 def test_a_query_over_its_budget_is_told_with_its_time(sound: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import re
 import sqlite3
 
 import pytest
-from abathur_db import resources, schema
+from abathur_db import resources, shape
 from databases import SQL
 
 # (name, affinity of type, NOT NULL, default, primary key position)
@@ -186,7 +186,7 @@ def test_a_text_primary_key_refuses_null(made: sqlite3.Connection) -> None:
 
 
 def test_migrations_are_numbered_from_one_without_a_gap() -> None:
-    assert [each.number for each in resources.migrations()] == list(range(1, schema.latest() + 1))
+    assert [each.number for each in resources.migrations()] == list(range(1, shape.latest() + 1))
 
 
 @pytest.mark.parametrize("migration", resources.migrations(), ids=lambda each: each.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -202,9 +203,17 @@ def test_an_integrity_check_finds_violated_foreign_keys_and_shows_the_query(conf
     run(conf.database, "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', 1, '{}', 1)")
     result = maintenance.integrity_check(conf)
     assert result.summary == (
-        "integrity-check failed at foreign_keys: expected no violation, found 1 violations: 1 in checkpoints"
+        "integrity-check failed at foreign_keys: expected no violation, found 1 violations: 1 in checkpoints;"
+        " first: checkpoints row 1, task_id in tasks"
     )
-    assert "PRAGMA foreign_key_check" in result.hint
+    shown, _, accept = result.hint.partition("; or accept those of today: ")
+    assert "gone" in subprocess.run(["bash", "-c", shown], check=True, capture_output=True, text=True).stdout
+    assert accept == f"abathur-db integrity-check --accept {conf.database}"
+    accepted = maintenance.integrity_check(conf, accept=True)
+    assert (accepted.ok, accepted.changed) == (True, True)
+    assert maintenance.integrity_check(conf).ok
+    run(conf.database, "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', 2, '{}', 1)")
+    assert not maintenance.integrity_check(conf).ok
 
 
 @pytest.mark.parametrize("job", [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check])

@@ -473,11 +473,11 @@ def test_a_backup_that_is_pruned_while_all_are_verified_is_no_fault(
     made = [backup.backup(conf).data["id"] for _ in range(2)]
     prove = proof.prove
 
-    def pruned_meanwhile(config: Config, manifest: catalog.Manifest, target: Path) -> None:
+    def pruned_meanwhile(config: Config, manifest: catalog.Manifest, target: Path) -> list[str]:
         if manifest.id == made[0]:
             retention._delete(config, manifest)
             retention._finish(config)
-        prove(config, manifest, target)
+        return prove(config, manifest, target)
 
     monkeypatch.setattr(proof, "prove", pruned_meanwhile)
     result = proof.verify(conf, "all")

@@ -90,7 +90,7 @@ def test_a_page_that_cannot_be_written_is_a_sentence_and_leaves_nothing(conf: Co
 def test_a_healthy_host_is_said_to_be_so_in_one_sentence(demo: dict[str, Any]) -> None:
     sentence = page.sentence(demo)
     assert re.fullmatch(
-        r"\S+ is healthy: all 15 checks passed, the newest backup was made .+ ago and a restore takes \d+\.\d s\.",
+        r"\S+ is healthy: all 18 checks passed, the newest backup was made .+ ago and a restore takes \d+\.\d s\.",
         sentence,
     )
     assert words(page.render(demo)).index(sentence) < 700
@@ -134,7 +134,7 @@ def test_a_failed_check_stands_at_the_top_with_its_next_step(demo: dict[str, Any
     }
     sick = {**demo, "ok": False, "checks": [*demo["checks"], bad]}
     said = words(page.render(sick))
-    assert f"{demo['host']} needs attention: 1 of 16 checks failed, first backup_age: none." in said
+    assert f"{demo['host']} needs attention: 1 of 19 checks failed, first backup_age: none." in said
     assert said.index("What is wrong") < said.index("Growth and write-ahead log Database")
     bad["measured"] = "x" * 1000
     assert f"{'x' * page.SENTENCE}…." in words(page.render(sick))

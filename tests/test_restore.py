@@ -11,17 +11,17 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, database, host, restore, schema, seed
+from abathur_db import backup, database, host, maintenance, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
-from databases import ROOT, application, at_work, corrupt, dump, picture, rows, run, value
+from databases import ROOT, application, at_work, contents, corrupt, dump, picture, rows, run, value
 
 
 @pytest.fixture(autouse=True)
@@ -442,3 +442,146 @@ def test_a_restore_of_an_older_schema_says_how_to_bring_it_up(
         restore.restore(replace(conf), saved).hint
         == f"bring it to this release's schema: abathur-db init {conf.database}"
     )
+
+
+INTERRUPTED = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode = DELETE")
+connection.execute("PRAGMA cache_size = 2")
+connection.execute("BEGIN")
+connection.execute("UPDATE memory_entries SET value = json_quote(hex(randomblob(500)))")
+connection.execute("DELETE FROM memory_entries WHERE id % 3")
+os.kill(os.getpid(), 9)
+"""
+
+
+LOST: dict[str, Callable[[Path], object]] = {
+    "the database is removed": lambda path: path.unlink(),
+    "its first page is overwritten": lambda path: path.write_bytes(b"\0" * 4096 + path.read_bytes()[4096:]),
+    "it is whole": lambda path: path.exists(),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("source", ["latest", "file"])
+def test_a_journal_of_the_lost_database_is_kept_aside_and_not_replayed(
+    conf: Config, tmp_path: Path, kind: str, source: str
+) -> None:
+    rows(conf.database, 300, "user:2")
+    backup.backup(conf)
+    saved = contents(conf.database)
+    rows(conf.database, 200, "user:3")
+    copy = tmp_path / "copy.db"
+    database.snapshot(conf.database, copy, 0)
+    with at_work(INTERRUPTED, conf.database) as writer:
+        writer.wait()
+    journal = conf.database.with_name("abathur.db-journal")
+    assert journal.stat().st_size > 4096
+    LOST[kind](conf.database)
+    if source == "file":
+        saved = contents(copy)
+    restored = restore.restore(conf, "latest" if source == "latest" else str(copy))
+    assert contents(conf.database) == saved
+    assert maintenance.integrity_check(conf).ok
+    assert not journal.exists()
+    if kind != "it is whole":
+        # What was there is kept as it was, whatever a reader would have made of it.
+        assert (Path(restored.data["kept"]) / journal.name).exists()
+
+
+def test_a_kept_database_comes_back_with_its_journal_rolled_back(conf: Config) -> None:
+    rows(conf.database, 300, "user:2")
+    run(conf.database, "PRAGMA journal_mode = DELETE")
+    before = contents(conf.database)
+    with at_work(INTERRUPTED, conf.database) as writer:
+        writer.wait()
+    folder = restore.put_aside(conf.database)
+    assert folder is not None
+    assert (folder / "abathur.db-journal").exists()
+    restore.restore(conf, str(folder))
+    assert contents(conf.database) == before
+
+
+def test_no_new_database_is_made_beside_a_journal_without_its_own(conf: Config) -> None:
+    with at_work(INTERRUPTED, conf.database) as writer:
+        writer.wait()
+    conf.database.unlink()
+    with pytest.raises(
+        Failure, match=r"is missing, but its rollback journal abathur.db-journal \(\d+ bytes\) is there"
+    ):
+        schema.init(conf)
+
+
+# What a comparison by SQLite's own rules would call no change.
+CHANGES = {
+    "the case of a text without case": (
+        "CREATE TABLE own (id INTEGER PRIMARY KEY, name TEXT COLLATE NOCASE); INSERT INTO own VALUES (1, 'mueller')",
+        "UPDATE own SET name = 'MUELLER'",
+        "own 0 new and 1 changed",
+    ),
+    "the case of a key": (
+        "CREATE TABLE own (name TEXT COLLATE NOCASE PRIMARY KEY); INSERT INTO own VALUES ('mueller')",
+        "UPDATE own SET name = 'MUELLER'",
+        "own 0 new and 1 changed",
+    ),
+    "spaces behind a text": (
+        "CREATE TABLE own (id INTEGER PRIMARY KEY, name TEXT COLLATE RTRIM); INSERT INTO own VALUES (1, 'a')",
+        "UPDATE own SET name = 'a   '",
+        "own 0 new and 1 changed",
+    ),
+    "a number that became a text": (
+        "CREATE TABLE own (id INTEGER PRIMARY KEY, x BLOB); INSERT INTO own VALUES (1, 7), (2, 1)",
+        "UPDATE own SET x = '7' WHERE id = 1; UPDATE own SET x = 1.0 WHERE id = 2",
+        "own 0 new and 2 changed",
+    ),
+    "a value of a column that is new": (
+        "CREATE TABLE own (id INTEGER PRIMARY KEY); INSERT INTO own VALUES (1), (2)",
+        "ALTER TABLE own ADD COLUMN mail TEXT DEFAULT 'none'; UPDATE own SET mail = 'precious' WHERE id = 2",
+        "own 0 new and 1 changed",
+    ),
+    "no column in common": (
+        "CREATE TABLE own (a)",
+        "DROP TABLE own; CREATE TABLE own (b); INSERT INTO own VALUES (1)",
+        "own 1 new and 0 changed",
+    ),
+    "a key that is no key of the backup": (
+        "CREATE TABLE own (a TEXT, b)",
+        "DROP TABLE own; CREATE TABLE own (k TEXT PRIMARY KEY, b) WITHOUT ROWID; INSERT INTO own VALUES ('k', 1)",
+        "own 1 new and 0 changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_value_that_changed_counts_as_lost(conf: Config, kind: str) -> None:
+    made, changed, said = CHANGES[kind]
+    run(conf.database, made)
+    backup.backup(conf)
+    assert restore.restore(conf, "latest", dry_run=True).summary.endswith("; no row is lost")
+    run(conf.database, changed)
+    assert said in restore.restore(conf, "latest", dry_run=True).summary
+    with pytest.raises(Failure, match="was not restored"):
+        restore.restore(conf, "latest", keep_rows=True)
+
+
+def test_a_column_that_a_migration_filled_by_its_definition_is_no_loss(conf: Config) -> None:
+    run(conf.database, "CREATE TABLE own (id INTEGER PRIMARY KEY); INSERT INTO own VALUES (1), (2)")
+    backup.backup(conf)
+    run(conf.database, "ALTER TABLE own ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm'", "ALTER TABLE own ADD COLUMN x")
+    assert restore.restore(conf, "latest", keep_rows=True).summary.startswith("restored backup")
+
+
+def test_what_cannot_be_compared_counts_as_lost(conf: Config) -> None:
+    connection = sqlite3.connect(conf.database)
+    connection.create_collation("icu_root", lambda a, b: (a > b) - (a < b))
+    connection.executescript("CREATE TABLE tags (name TEXT COLLATE icu_root PRIMARY KEY) WITHOUT ROWID")
+    connection.execute("INSERT INTO tags VALUES ('a')")
+    connection.commit()
+    connection.close()
+    backup.backup(conf)
+    said = restore.restore(conf, "latest", dry_run=True)
+    assert said.summary.endswith("; what is lost of table tags cannot be said")
+    assert said.data["lost"] == {"tags": {"new": None, "changed": None}}
+    with pytest.raises(Failure, match="what is lost of table tags cannot be said; nothing was changed"):
+        restore.restore(conf, "latest", keep_rows=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import adoption, database, maintenance, resources, schema
+from abathur_db import adoption, database, examination, maintenance, resources, schema, shape
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import application, dump, picture, run, value
@@ -114,11 +114,12 @@ def test_violations_that_an_adopted_database_brought_are_accepted_and_new_ones_a
     schema.init(conf)
     assert adoption.accepted(conf.state_directory) == {"state": 1}
     with database.opened(conf.database, 0) as connection:
-        first = maintenance.foreign_keys(conf, connection)
+        first = examination.foreign_keys(conf, connection)
     run(conf.database, "INSERT INTO state (task_id, key, value, created_at, updated_at) VALUES ('x', 'k', 'v', 1, 1)")
     with database.opened(conf.database, 0) as connection:
-        second = maintenance.foreign_keys(conf, connection)
-    assert (first.ok, first.warning, second.ok) == (True, True, False)
+        second = [examination.foreign_keys(conf, connection, strict=strict) for strict in (False, True)]
+    assert (first.ok, first.warning) == (True, True)
+    assert [(each.ok, each.warning) for each in second] == [(True, True), (False, False)]
 
 
 def test_a_database_with_a_virtual_table_of_an_absent_extension_is_adopted_checked_and_copied(conf: Config) -> None:
@@ -236,7 +237,7 @@ def test_checks_name_what_a_damaged_schema_lacks(conf: Config) -> None:
     schema.init(conf)
     run(conf.database, "DROP INDEX idx_tasks_parent; DROP TABLE metrics", "ALTER TABLE agents DROP COLUMN model")
     with database.opened(conf.database, 0) as connection:
-        found = {check.id: check.measured for check in schema.checks(conf, connection) if not check.ok}
+        found = {check.id: check.measured for check in schema.checks(conf, connection) if not check.ok or check.warning}
     assert found == {
         "tables": "8 tables, lacking metrics",
         "columns": "table agents lacks column model",
@@ -246,13 +247,13 @@ def test_checks_name_what_a_damaged_schema_lacks(conf: Config) -> None:
 
 @given(st.text(max_size=30))
 def test_the_affinity_of_any_declared_type_is_the_one_that_sqlite_uses(declared: str) -> None:
-    assert schema.affinity(declared) in {"INTEGER", "TEXT", "BLOB", "REAL", "NUMERIC"}
-    assert schema.affinity(f"{declared} INT") == "INTEGER"
+    assert shape.affinity(declared) in {"INTEGER", "TEXT", "BLOB", "REAL", "NUMERIC"}
+    assert shape.affinity(f"{declared} INT") == "INTEGER"
 
 
 def test_affinities_follow_the_rules_in_their_order() -> None:
     declared = ("TIMESTAMP", "BOOLEAN", "VARCHAR(9)", "DOUBLE", "", "BLOB", "CHARINT")
-    assert [schema.affinity(each) for each in declared] == [
+    assert [shape.affinity(each) for each in declared] == [
         "NUMERIC",
         "NUMERIC",
         "TEXT",

@@ -52,8 +52,7 @@ def is_the_database(conf: Config, copy: Path) -> None:
     rows_of = (
         "SELECT group_concat(namespace || key || value) FROM (SELECT * FROM memory_entries ORDER BY namespace, key)"
     )
-    with proof.examined(copy, "the copy"):
-        pass
+    proof.examine(copy, "the copy")
     assert value(copy, rows_of) == value(conf.database, rows_of)
 
 

@@ -1,27 +1,25 @@
-"""Makes an application's own database: more columns, tables and indexes, rows, violated foreign keys."""
+"""Makes the database that Abathur's application had made on this host, with what else a real one has in it."""
 
 import sqlite3
+import sys
+from pathlib import Path
 
-DATABASE = "/var/lib/abathur/abathur.db"
+sys.path.insert(0, "/opt")
+import applications
+
+DATABASE = Path("/var/lib/abathur/abathur.db")
 
 
 def build() -> None:
-    """Make the database as the application's first version did: rollback journal, no user_version, one index less."""
-    with open("/opt/schema.sql", encoding="utf-8") as stream:
-        schema = stream.read()
+    """Make the database of the first release, with rows, and an operator's own table, index and memory."""
+    applications.make(DATABASE, "A1")
     connection = sqlite3.connect(DATABASE)
     connection.executescript(
-        schema
-        + """
-        PRAGMA application_id = 0;
-        DROP INDEX idx_checkpoints_session;
-        DROP INDEX idx_audit_agent;
-        ALTER TABLE tasks ADD COLUMN summary TEXT;
+        """
+        PRAGMA journal_mode = DELETE;
         CREATE TABLE own_notes (id INTEGER PRIMARY KEY, note TEXT);
-        CREATE INDEX idx_own ON tasks (summary);
+        CREATE INDEX idx_own ON own_notes (note);
         INSERT INTO own_notes (note) VALUES ('keep me');
-        INSERT INTO state (task_id, key, value, created_at, updated_at)
-        VALUES ('gone', 'a', 'b', '2026-01-31T10:00:00+00:00', '2026-01-31 10:00:00');
         INSERT INTO memory_entries (namespace, key, value, memory_type, created_by)
         VALUES
             ('app:abathur:config', 'memory_lifecycle_policies', '{"episodic_ttl_days": 30}', 'procedural', 'operator');

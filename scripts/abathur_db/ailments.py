@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import sqlite3
 import statistics
 import time
+from dataclasses import replace
 
-from abathur_db import database, latency, maintenance, rehearsal, resources, schema
+from abathur_db import database, examination, latency, rehearsal, resources, schema, soundness
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure
 
 ROUNDS = 20
 """Times each critical query is run; the median is compared with its budget."""
-
-
-def sql(config: Config, statement: str) -> str:
-    """Return a command that runs one statement as the owner, with nothing installed but Python."""
-    opened = f"sqlite3.connect({str(config.database)!r}, isolation_level=None)"
-    program = f"import sqlite3; print(*{opened}.execute({statement!r}), sep='\\n')"
-    prefix = f"runuser -u {config.owner} -- " if config.owner else ""
-    return f"{prefix}python3 -c {shlex.quote(program)}"
 
 
 def locked(config: Config) -> bool:
@@ -61,38 +53,27 @@ def _journal_mode(config: Config, connection: sqlite3.Connection) -> Check:
 
 
 def _damage(config: Config, connection: sqlite3.Connection) -> Check:
-    found = database.problems(connection)
-    said = f"the database is damaged: {found[0]}" if found else "SQLite finds no damage"
-    return Check("damage", not found, "no damage", said, config.command("restore", "latest"))
+    found = examination.soundness(config, "damage", soundness.findings(connection))
+    said = "SQLite finds no damage" if found.ok else f"the database is damaged: {found.measured}"
+    return Check("damage", found.ok, "no damage", said, found.hint)
 
 
 def _schema(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Compare with sql/migrations; a column that differs is for its application to mend."""
     checks = []
     for check in schema.checks(config, connection):
-        said = check.measured if check.ok else f"the schema differs: {check.measured}"
+        said = check.measured if check.ok and not check.warning else f"the schema differs: {check.measured}"
         repair = f"{config.command('restore', 'latest')} --dry-run" if check.id == "columns" else config.command("init")
-        checks.append(Check(check.id, check.ok, check.expected, said, repair))
+        checks.append(replace(check, measured=said, hint=repair))
     return checks
 
 
 def _foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
-    check = maintenance.foreign_keys(config, connection)
-    if check.measured == "none":
-        return Check(check.id, True, check.expected, "no row violates a foreign key")
-    table, row, parent, number = connection.execute("PRAGMA foreign_key_check").fetchone()
-    column, target, action = connection.execute(
-        'SELECT "from", coalesce("to", \'id\'), on_delete FROM pragma_foreign_key_list(?) WHERE id = ?', (table, number)
-    ).fetchone()
-    said = f"rows name a parent that is not there: {check.measured}; first: {table} row {row}, {column} in {parent}"
-    names = [database.quoted(each) for each in (table, column, parent, target)]
-    if action == "SET NULL":
-        # What SQLite does by itself when the application has foreign_keys on.
-        statement = "UPDATE {0} SET {1} = NULL WHERE {1} NOT IN (SELECT {3} FROM {2})".format(*names)
-    else:
-        # Whether the parent comes back or the row goes is for people to say: nothing is deleted by us.
-        statement = "SELECT rowid, * FROM {0} WHERE {1} NOT IN (SELECT {3} FROM {2})".format(*names)
-    return Check(check.id, check.ok, check.expected, said, sql(config, statement), warning=check.warning)
+    check = examination.foreign_keys(config, connection)
+    said = (
+        f"rows name a parent that is not there: {check.measured}" if check.warning else "no row violates a foreign key"
+    )
+    return replace(check, measured=said)
 
 
 def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:
@@ -103,16 +84,19 @@ def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:
         milliseconds = _median(connection, query.sql, parameters[query.name])
         budget = rehearsal.budget_ms(config, query)
         measured = f"{milliseconds:.1f} ms, budget {budget:g} ms"
+        slow = milliseconds > budget
         if not plan.ok:
             said, repair = (
                 f"{query.name} lacks its index {query.index} ({plan.measured}): {measured}",
                 config.command("init"),
             )
-        elif milliseconds > budget:
+        elif slow:
             said, repair = f"{query.name} is slow though it uses its index: {measured}", config.command("analyze")
         else:
             said, repair = measured, ""
-        checks.append(Check(f"query_{query.name}", not repair, plan.expected, said, repair))
+        checks.append(
+            Check(f"query_{query.name}", not slow, plan.expected, said, repair, warning=bool(repair) and not slow)
+        )
     return checks
 
 

@@ -11,10 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, catalog, database, guarded, handover, host, packing, progress, release, retention
+from abathur_db import (
+    __version__,
+    catalog,
+    database,
+    guarded,
+    handover,
+    host,
+    packing,
+    progress,
+    release,
+    retention,
+    schema,
+    soundness,
+)
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
-from abathur_db.result import Failure, Result
+from abathur_db.result import Check, Failure, Result
 
 
 def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> Result:
@@ -47,7 +60,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
             else:
                 handover.copy_whole(handed, plain)
                 host.require_free(config.backup_directory, needed, "a backup")
-            facts = _facts(config, plain, full=config.backup_check == "full")
+            facts, checks = _facts(config, plain, full=config.backup_check == "full")
             facts |= packing.pack(plain, packed, config.backup_compression)
         identity = _identity(config, stamp)
         kept = Manifest(
@@ -79,6 +92,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
         f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
         f"{kept.check} check passed" + (f"; {pruned.summary}" if pruned.changed else ""),
         changed=True,
+        checks=checks,
         data=asdict(kept),
     )
 
@@ -88,23 +102,30 @@ def prune(config: Config, dry_run: bool = False) -> Result:
     return retention.prune(config, never=release.spared(config), dry_run=dry_run)
 
 
-def _facts(config: Config, plain: Path, *, full: bool) -> dict[str, Any]:
-    """Check a closed copy and return what its manifest says of its content.
+def _facts(config: Config, plain: Path, *, full: bool) -> tuple[dict[str, Any], list[Check]]:
+    """Check a closed copy; return what its manifest says of its content, and what is to be known of it.
 
-    Raises Failure when SQLite finds a fault in it.
+    Raises Failure when it could not be restored.
     """
     with database.opened(plain, 0, immutable=True) as copy:
-        if found := database.problems(copy, full=full):
+        found = soundness.findings(copy, full=full)
+        if found.damage:
             raise Failure(
-                f"the copy of the database is corrupt: {found[0]}; no backup was kept",
+                f"the copy of the database is corrupt: {found.damage[0]}; no backup was kept",
                 f"check the database: {config.command('integrity-check')}",
             )
-        return {
+        schema.refuse_unfit(copy, config.database)
+        facts = {
             "user_version": database.pragma(copy, "user_version"),
             "application_id": database.pragma(copy, "application_id"),
             "page_count": database.pragma(copy, "page_count"),
             "rows": database.row_counts(copy),
         }
+    # Each is in the backup as it is in the database, and a restore makes indexes of their tables again.
+    said = [found.astray] if found.indexes else []
+    said += [f"not checked: {'; '.join(found.unchecked)}"] if found.unchecked else []
+    hint = f"see what it is: {config.command('integrity-check')}"
+    return facts, [Check("content", True, "all of it sound", each, hint, warning=True) for each in said]
 
 
 def _identity(config: Config, stamp: datetime) -> str:

@@ -165,7 +165,17 @@ COMMANDS = {
         "maintenance:checkpoint", "move a grown write-ahead log into the database", lock=True, dry_run=True
     ),
     "integrity-check": Command(
-        "maintenance:integrity_check", "check every page, on a copy", lock=True, dry_run=True, recorded=True
+        "maintenance:integrity_check",
+        "check every page, index, rule and foreign key, on a copy",
+        lock=True,
+        dry_run=True,
+        recorded=True,
+        arguments=(
+            (
+                "--accept",
+                {"action": "store_true", "help": "take the violated foreign keys of today as known: they fail nothing"},
+            ),
+        ),
     ),
     "retain": Command(
         "retain:retain",
@@ -392,7 +402,8 @@ def _run(options: argparse.Namespace) -> Result:
             with lock if command.lock and changes else nullcontext():
                 result = function(settings, **passed)
     except Failure as failure:
-        if recording:
+        # A database of one's own has its records beside it, and nothing is left beside another application's file.
+        if recording and (settings.owner or not failure.foreign):
             _record(settings, Result(options.command, str(failure), hint=failure.hint, code=failure.code), begun)
         raise
     if recording:

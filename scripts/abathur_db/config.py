@@ -90,6 +90,13 @@ class Config:
         """Return the command that does a job now: on a host through its unit."""
         return f"systemctl start abathur-db@{name}" if self.owner else self.command(name)
 
+    def sql(self, statement: str) -> str:
+        """Return a command that runs one statement on the database as its owner, with nothing installed but Python."""
+        opened = f"sqlite3.connect({str(self.database)!r}, isolation_level=None)"
+        program = f"import sqlite3; print(*{opened}.execute({statement!r}), sep='\\n')"
+        prefix = f"runuser -u {self.owner} -- " if self.owner else ""
+        return f"{prefix}python3 -c {shlex.quote(program)}"
+
     @property
     def bring_up(self) -> str:
         """What creates whatever a database lacks and migrates it: a deploy of its host, or init."""

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from abathur_db import guarded, host
 from abathur_db.result import Exit, Failure
 
+T = TypeVar("T")
+
 MAGIC = b"SQLite format 3\0"
 """First 16 bytes of every SQLite file (sqlite.org/fileformat.html, section 1.3)."""
 
-SIDECARS = ("-wal", "-shm")
+SIDECARS = ("-wal", "-shm", "-journal")
+"""Behind the name of a database: its write-ahead log, that one's index, and a rollback journal. One set with the file:
+a -wal or a -journal beside another file is replayed over it (sqlite.org/howtocorrupt.html, section 1.4)."""
 
 STEP_BYTES = 16 << 20
 """Bytes that a snapshot copies between two reports of its progress."""
@@ -28,7 +35,7 @@ RESTORE = "restore the newest backup, which keeps what is there aside"
 
 
 def sidecars(path: Path) -> list[Path]:
-    """Return the paths of the write-ahead log and its index beside a database."""
+    """Return the paths of the write-ahead log, its index and the rollback journal beside a database."""
     return [path.with_name(path.name + suffix) for suffix in SIDECARS]
 
 
@@ -54,7 +61,7 @@ def page_size(stored: int) -> int:
 
 def files(path: Path) -> list[Path]:
     """Return the paths of a database and of all that SQLite may put beside it."""
-    return [path, *sidecars(path), path.with_name(path.name + "-journal")]
+    return [path, *sidecars(path)]
 
 
 @contextmanager
@@ -127,12 +134,14 @@ def require(path: Path) -> None:
 
 
 def _refuse_orphaned_log(path: Path) -> None:
-    log = sidecars(path)[0]
-    if log.exists() and log.stat().st_size:
-        raise Failure(
-            f"{path} is missing, but its write-ahead log {log.name} ({log.stat().st_size} bytes) is there",
-            f"put the database file back beside it, or move the log away: mv {log} {log}.orphan",
-        )
+    """Raise Failure when a log or a journal is there without its database: SQLite would replay it over a new one."""
+    wal, _, journal = sidecars(path)
+    for log, kind in ((wal, "write-ahead log"), (journal, "rollback journal")):
+        if log.exists() and log.stat().st_size:
+            raise Failure(
+                f"{path} is missing, but its {kind} {log.name} ({log.stat().st_size} bytes) is there",
+                f"put the database file back beside it, or move the {kind.split()[1]} away: mv {log} {log}.orphan",
+            )
 
 
 def _check_owner(path: Path) -> None:
@@ -213,6 +222,11 @@ def in_memory() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+def text(data: bytes) -> str:
+    """Return a text of the database: applications store what is no UTF-8 as well, which ends nothing."""
+    return data.decode("utf-8", "replace")
+
+
 def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
     """Set what does not persist in the file (design document, section 2.2).
 
@@ -223,6 +237,7 @@ def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.text_factory = text
     # Touches the file, so that one that is no database is refused here and not in the middle.
     connection.execute("PRAGMA schema_version")
 
@@ -320,31 +335,51 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def problems(connection: sqlite3.Connection, *, full: bool = False) -> list[str]:
-    """Return what SQLite's own check finds, nothing when the database is sound (first ten findings)."""
-    check = "integrity_check" if full else "quick_check"
-    found = [line for row in connection.execute(f"PRAGMA {check}(10)") for line in str(row[0]).splitlines()]
-    if found == ["ok"]:
-        return []
-    # The first line may be a heading, "*** in database main ***", of no use in a sentence.
-    return [line for line in found if not line.startswith("***")] or found
+def tables(connection: sqlite3.Connection) -> list[str]:
+    """Return the tables of a database in their order; virtual ones are left out, their module may be absent."""
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        " AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+    )
+    return [row[0] for row in rows]
 
 
-def foreign_key_violations(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return the number of violating rows per table; integrity_check says nothing of them (trap 6)."""
-    counts: dict[str, int] = {}
-    for table, *_ in connection.execute("PRAGMA foreign_key_check"):
-        counts[table] = counts.get(table, 0) + 1
-    return counts
+ABSENT = re.compile(r"no such collation sequence: (.+)|(?:unknown|no such) function: ([^(]+)(?:\(\))?")
+"""What SQLite says of a collation or a function that the application gives to its own connections."""
+
+
+def stood_in(connection: sqlite3.Connection, work: Callable[[], T]) -> tuple[T, list[str]]:
+    """Do work that writes nothing, with stand-ins for the application's collations and functions that it meets.
+
+    Returns what the work returns, and their names: whatever takes their order or value is not to be relied on.
+    """
+    absent: list[str] = []
+    try:
+        while True:
+            try:
+                return work(), absent
+            except sqlite3.OperationalError as error:
+                match = ABSENT.fullmatch(str(error))
+                name = match and next(filter(None, match.groups()))
+                if not name or name in absent:
+                    raise
+                absent.append(name)
+                connection.create_collation(name, lambda a, b: (a > b) - (a < b))
+                connection.create_function(name, -1, lambda *_: None, deterministic=True)
+    finally:
+        # With one of them a row could be written to the wrong place.
+        for name in absent:
+            connection.create_collation(name, None)
+            connection.create_function(name, -1, None)
 
 
 def row_counts(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return the number of rows per table; virtual ones are left out, their extension may be absent (trap 15)."""
-    tables = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        " AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
-    ).fetchall()
-    return {name: int(connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0]) for (name,) in tables}
+    """Return the number of rows per table that is not virtual."""
+
+    def count(name: str) -> int:
+        return int(connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0])
+
+    return {name: stood_in(connection, partial(count, name))[0] for name in tables(connection)}
 
 
 def quoted(name: str) -> str:

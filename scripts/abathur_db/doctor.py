@@ -28,7 +28,7 @@ from abathur_db import (
     status,
 )
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result
+from abathur_db.result import Check, Exit, Failure, Result, counted
 
 DISK_ALARM_PERCENT = 10
 """Free share of a disk under which it is called low (design document, section 7.2)."""
@@ -57,7 +57,9 @@ def doctor(config: Config) -> Result:
     wrong = [check for check in checks if not check.ok]
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
     if not wrong:
-        return Result("doctor", f"nothing is wrong: {len(checks)} things examined", checks=checks)
+        warned = sum(check.warning for check in checks)
+        also = f", {counted(warned, 'warning')}" if warned else ""
+        return Result("doctor", f"nothing is wrong: {len(checks)} things examined{also}", checks=checks)
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     summary = f"{wrong[0].measured}{more}"
     return Result("doctor", summary, checks=checks, data={"findings": findings}, hint=wrong[0].hint)

@@ -36,7 +36,8 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
                 raise Failure(f"the replica {settings.url} has nothing that can be restored", "see abathur-db status")
             with proof.scratch(config, "replica.db") as plain:
                 replica.fetch(config, settings, point, plain)
-                with proof.examined(plain, str(point)) as connection:
+                proof.examine(plain, str(point))
+                with database.opened(plain, 0, immutable=True) as connection:
                     rows = database.row_counts(connection)
             seconds = round(time.monotonic() - begun, 3)
             said = f"{point}: {sum(rows.values())} rows in {seconds:.1f} s"

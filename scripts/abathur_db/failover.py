@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host, proof, release, replica, replication, restore, runs, schema, standby
+from abathur_db import database, guarded, host, proof, release, replica, replication, restore, runs, shape, standby
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -207,9 +207,9 @@ def _caught_up(config: Config, found: replica.Settings, lose_rows: bool) -> dict
     """Return what the copy has, once it has all of the replica. Raises Failure when it lacks more than the limit."""
     if standby.current(config) is None:
         raise Failure(f"{standby.place(config)} has no copy that has caught up once", standby.LOG)
-    if (version := standby.version(config)) > schema.latest():
+    if (version := standby.version(config)) > shape.latest():
         raise Failure(
-            f"the copy has schema version {version}, newer than this host's tool, which knows {schema.latest()}",
+            f"the copy has schema version {version}, newer than this host's tool, which knows {shape.latest()}",
             "deploy this standby: ansible-playbook deploy.yml --limit HOST",
         )
     fault, moment = standby.level(config, found, standby.LEVEL_SECONDS)
@@ -243,14 +243,12 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     point = _anew(config, found, copy) if standby.level(config, found, 0)[0] else None
     name = f"the copy {copy.path}"
     try:
-        with proof.examined(copy.path, name):
-            pass
+        proof.examine(copy.path, name)
     except Failure:
         point = point or _anew(config, found, copy)
         if point is None:
             raise
-        with proof.examined(copy.path, name):
-            pass
+        proof.examine(copy.path, name)
     copy.path.chmod(0o600)
     restore.to_wal(copy.path)
     # One that was cut off from its controller, and goes on while this was begun anew: its application writes by now.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abathur_db import host, resources
+from abathur_db import database, host, resources
 from abathur_db.result import Failure
 
 THINK_SECONDS = (0.02, 0.08)
@@ -84,6 +84,7 @@ def measure(
         chance = random.Random(number)
         try:
             async with aiosqlite.connect(path, isolation_level=None) as connection:
+                connection.text_factory = database.text
                 await connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
                 await connection.execute("PRAGMA foreign_keys = ON")
                 end = time.perf_counter() + seconds
@@ -124,8 +125,9 @@ async def _write(connection: Any, number: int) -> None:
         (f"validation:{number}", str(time.monotonic_ns())),
     )
     await connection.execute(
-        "INSERT INTO audit (timestamp, action_type, memory_operation_type, memory_namespace, memory_entry_id)"
-        " VALUES (CURRENT_TIMESTAMP, 'memory_create', 'create', ?, ?)",
+        # Of any task: the published DDL of the audit trail takes no row without one.
+        "INSERT INTO audit (timestamp, task_id, action_type, memory_operation_type, memory_namespace, memory_entry_id)"
+        " VALUES (CURRENT_TIMESTAMP, (SELECT id FROM tasks LIMIT 1), 'memory_create', 'create', ?, ?)",
         (f"validation:{number}", cursor.lastrowid),
     )
     await connection.execute("COMMIT")

@@ -247,7 +247,7 @@ def _paths(config: Config) -> list[Check]:
         owner = os.lstat(config.database).st_uid
         if owner != uid:
             fault = f"{config.database} belongs to {database.user_name(owner)}"
-            hint = f"give it to {config.owner} with its -wal and -shm: "
+            hint = f"give it to {config.owner} with what is beside it: "
             hint += f"chown --no-dereference {config.owner}: {config.database}*"
     checks.append(Check("database_path", not fault, "no symlink, no stranger's", fault or str(config.database), hint))
     return checks

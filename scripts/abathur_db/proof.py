@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from abathur_db import catalog, database, guarded, host, packing, resources, schema
+from abathur_db import catalog, database, guarded, host, packing, resources, schema, soundness
 from abathur_db.catalog import Manifest
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, counted, summarize
@@ -27,10 +27,10 @@ def scratch(config: Config, name: str) -> Iterator[Path]:
         yield path
 
 
-def prove(config: Config, manifest: Manifest, target: Path) -> None:
+def prove(config: Config, manifest: Manifest, target: Path) -> list[str]:
     """Unpack a backup to a new file `target` and prove it against its manifest; `target` stays when it passed.
 
-    Raises Failure naming the first thing that differs; `target` is then gone.
+    Returns what was mended in it. Raises Failure naming the first thing that differs; `target` is then gone.
     """
     file = config.backup_directory / manifest.file
     host.require_free(target, manifest.plain_bytes + config.minimum_free_mb * host.MB, f"unpacking {manifest.id}")
@@ -40,30 +40,41 @@ def prove(config: Config, manifest: Manifest, target: Path) -> None:
     try:
         if plain != manifest.plain_sha256:
             raise _differs(manifest, f"the SHA-256 of {manifest.file} unpacked is not that of its manifest")
-        with examined(target, f"backup {manifest.id}") as connection:
-            _compare(connection, manifest)
+        return examine(target, f"backup {manifest.id}", lambda connection: _compare(connection, manifest))
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-@contextmanager
-def examined(path: Path, name: str) -> Iterator[Any]:
-    """Open a closed copy after a full check, and proof that it is a database of this schema.
+def examine(path: Path, name: str, also: Callable[[sqlite3.Connection], object] = lambda _: None) -> list[str]:
+    """Prove that a closed copy can take the database's place; return what was mended in it.
 
-    Raises Failure; what it says is of `name`, because the copy is gone when somebody reads it.
+    All that SQLite can check of it is checked. An index that differs from its table is made of the table again: it is
+    no data. `also` looks at the copy as it came. Raises Failure; what it says is of `name`, because the copy is gone
+    when somebody reads it.
     """
     try:
         with database.opened(path, 0, immutable=True) as connection:
-            if found := database.problems(connection, full=True):
-                raise Failure(f"{path} is corrupt: {found[0]}", packing.ANOTHER)
-            schema.plan_existing(connection, path)
-            yield connection
+            schema.refuse_unfit(connection, path)
+            also(connection)
+            found = soundness.findings(connection, full=True)
+        if found.indexes and not found.damage:
+            mended = found.indexes
+            with database.opened(path, 0) as connection:
+                for index in mended:
+                    connection.execute(f"REINDEX {database.quoted(index)}")
+            with database.opened(path, 0, immutable=True) as connection:
+                found = soundness.findings(connection, full=True)
+        else:
+            mended = []
+        if found.fault:
+            raise Failure(f"{path} is corrupt: {found.fault}", packing.ANOTHER)
     except Failure as failure:
         raise Failure(str(failure).replace(str(path), name), packing.ANOTHER) from None
+    return [f"index {index} was made of its table again" for index in mended]
 
 
-def _compare(connection: Any, manifest: Manifest) -> None:
+def _compare(connection: sqlite3.Connection, manifest: Manifest) -> None:
     found = {
         "application_id": database.pragma(connection, "application_id"),
         "user_version": database.pragma(connection, "user_version"),
@@ -89,11 +100,11 @@ def verify(config: Config, which: str) -> Result:
         raise Failure(f"there is no backup in {config.backup_directory}", f"make one: {config.job('backup')}")
     checks = []
     for each in wanted:
-        fault = each.fault
+        fault, mended = each.fault, []
         if each.sound:
             try:
                 with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
-                    prove(config, each.sound, plain)
+                    mended = prove(config, each.sound, plain)
             except (Failure, FileNotFoundError) as failure:
                 if each.id not in {one.id for one in catalog.entries(config)}:
                     # Pruned meanwhile, which is no fault of it.
@@ -101,8 +112,16 @@ def verify(config: Config, which: str) -> Result:
                 fault = str(failure)
             catalog.remember_check(config, each.id, "verify", fault=fault)
         hint = f"it will not be restored; keep a good one: {config.command('backup')}"
+        said = fault or "; ".join(["proven", *mended])
         checks.append(
-            Check(each.id, not fault, "unpacks, passes its checks, is as its manifest says", fault or "proven", hint)
+            Check(
+                each.id,
+                not fault,
+                "unpacks, passes its checks, is as its manifest says",
+                said,
+                hint,
+                warning=bool(mended),
+            )
         )
     summary, hint = summarize("verify", checks)
     return Result("verify", summary, checks=checks, hint=hint)
@@ -120,11 +139,10 @@ def drill(config: Config) -> Result:
         summary, hint = summarize("drill", [age])
         return Result("drill", summary, checks=[age], hint=hint)
     begun = time.monotonic()
-    fault = ""
+    fault, told = "", []
     try:
         with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
-            prove(config, newest, plain)
-            _query(plain)
+            told = [*prove(config, newest, plain), *_unanswered(plain)]
     except Failure as failure:
         fault = str(failure)
     seconds = round(time.monotonic() - begun, 3)
@@ -133,8 +151,11 @@ def drill(config: Config) -> Result:
         "restore",
         not fault,
         "the newest backup restores, passes its checks and answers queries",
-        fault or f"{newest.id}: {counted(sum(newest.rows.values()), 'row')} in {seconds:.1f} s",
-        f"make a new one and look at the older ones: {config.command('backup')}; {config.command('verify', 'all')}",
+        fault or "; ".join([f"{newest.id}: {counted(sum(newest.rows.values()), 'row')} in {seconds:.1f} s", *told]),
+        f"make a new one and look at the older ones: {config.command('backup')}; {config.command('verify', 'all')}"
+        if fault
+        else f"it restores as it is; see the database: {config.command('doctor')}",
+        warning=bool(told) and not fault,
     )
     # Only now: a backup that has just failed is not the newest verified one any more.
     checks = [restored, _age_check(config)]
@@ -153,10 +174,18 @@ def _age_check(config: Config) -> Check:
     return age
 
 
-def _query(plain: Path) -> None:
+def _unanswered(plain: Path) -> list[str]:
+    """Ask the critical queries; return what the database, which is another matter than its backup, has no answer to."""
+    told = []
     with database.opened(plain, 0, immutable=True) as connection:
         for query in resources.queries():
-            cursor = connection.execute(query.sample)
-            names = [column[0] for column in cursor.description]
-            for row in cursor.fetchmany(1):
-                connection.execute(query.sql, dict(zip(names, row, strict=True))).fetchall()
+            try:
+                cursor = connection.execute(query.sample)
+                names = [column[0] for column in cursor.description]
+                for row in cursor.fetchmany(1):
+                    connection.execute(query.sql, dict(zip(names, row, strict=True))).fetchall()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                    raise
+                told.append(f"{query.name} has no answer: {error}")
+    return told

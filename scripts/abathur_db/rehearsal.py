@@ -51,6 +51,12 @@ def operations(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Create a session and a memory, and find both operations in the audit trail."""
     mark = f"validation:{uuid.uuid4()}"
     with database.transaction(connection):
+        # Where the audit trail is of tasks alone, as its published DDL had it, there has to be one.
+        connection.execute(
+            "INSERT INTO tasks (id, prompt, status, input_data, submitted_at, last_updated_at)"
+            " VALUES (?, 'validation', 'pending', '{}', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
+            (mark,),
+        )
         connection.execute(
             "INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'validation', 'validation')", (mark,)
         )

@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, standby, takeover
+from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, soundness, standby, takeover
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
@@ -269,7 +269,7 @@ def _version(config: Config) -> int | None:
     try:
         database.require(config.database)
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-            return None if database.problems(connection) else database.pragma(connection, "user_version")
+            return None if soundness.findings(connection).damage else database.pragma(connection, "user_version")
     except Failure:
         return None
 
@@ -280,7 +280,8 @@ def _dry(config: Config, source: str) -> dict[str, Any]:
 
 def _restore(config: Config, source: str, keep_rows: bool) -> dict[str, Any]:
     with runs.locked(config.state_directory, "rollback", config.lock_wait_seconds):
-        return restore.restore(config, source, keep_rows=keep_rows).as_dict()
+        # A database that cannot be used keeps nobody from a backup: what is in it cannot be read, and is kept aside.
+        return restore.restore(config, source, keep_rows=keep_rows and _version(config) is not None).as_dict()
 
 
 def _bring_up(config: Config) -> dict[str, Any]:

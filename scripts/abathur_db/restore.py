@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, replica, schema
+from abathur_db import catalog, database, host, packing, proof, replica, rules, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
 
@@ -36,20 +36,20 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
 
     For a moment it is the nearest of backup and replica at or before it.
 
-    The former database is kept aside with its -wal and -shm, whatever state it is in. `keep_rows`:
+    The former database is kept aside with all that SQLite put beside it, whatever state it is in. `keep_rows`:
     refuse when rows written since would not be in it. Raises Failure, with everything as it was,
     when the backup is not good or somebody has the database open.
     """
     staged = config.database.with_name(f".{config.database.name}.restore")
     config.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with database.throwaway(staged):
-        name, made = _stage(config, source, staged)
+        name, made, mended = _stage(config, source, staged)
         lost = losses(config, staged)
         data: dict[str, Any] = {"source": name, "created": made, "lost": lost["tables"], "kept": None}
         if dry_run:
             summary = f"would restore {name}; {lost['sentence']}"
             return Result("restore", summary, changed=True, data=data)
-        if keep_rows and lost["tables"]:
+        if keep_rows and lost["tables"] != {}:
             raise Failure(
                 f"{name} was not restored: {lost['sentence']}; nothing was changed",
                 "to go back all the same (the database of now is kept aside): "
@@ -58,43 +58,60 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
         with alone(config.database, config.application_units):
             data["kept"] = _swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
-    behind = schema.plan(config).steps
+    also = "".join(f"; {each}" for each in mended)
     hint = f"systemctl start {replica.UNIT}, which begins the next lineage" if replica.settings(config) else ""
     return Result(
         "restore",
-        f"restored {name}; {lost['sentence']}{kept}",
+        f"restored {name}; {lost['sentence']}{kept}{also}",
         changed=True,
         data=data,
-        hint=f"bring it to this release's schema: {config.command('init')}" if behind else hint,
+        hint=_behind(config) or hint,
     )
 
 
-def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
-    """Make the proven database beside the final name; return what it is called and when it was made."""
+def _behind(config: Config) -> str:
+    """Return the next step of a restored database that this release would change, empty for none."""
+    try:
+        steps = schema.plan(config).steps
+    except Failure as failure:
+        # It is restored all the same: what its tables lack is for their application to mend.
+        return f"{failure}: {failure.hint}"
+    return f"bring it to this release's schema: {config.command('init')}" if steps else ""
+
+
+class Staged(NamedTuple):
+    """What stands ready beside the final name: what it is called, when it was made, and what was mended in it."""
+
+    name: str
+    made: str | None
+    mended: list[str]
+
+
+def _stage(config: Config, source: str, staged: Path) -> Staged:
+    """Make the proven database beside the final name."""
     if source == FRESH:
         schema.build(staged)
-        return "a fresh database", None
+        return Staged("a fresh database", None, [])
     if "/" in source or Path(source).suffix in (".db", ".gz", ".zst"):
         path = Path(source).absolute()
         # A folder where a restore or a rejoin keeps a database.
         path = path / config.database.name if path.is_dir() else path
         if path.parent != config.backup_directory or not catalog.NAME.fullmatch(path.name):
-            _stage_foreign(config, path, staged)
-            return str(path), None
+            return Staged(str(path), None, _stage_foreign(config, path, staged))
         source = path.name
     if point := _nearer(config, source):
-        _stage_replica(config, point, staged)
-        return str(point), point.moment.isoformat()
+        return Staged(str(point), point.moment.isoformat(), _stage_replica(config, point, staged))
     manifest = catalog.find(config, source)
-    proof.prove(config, manifest, staged)
+    mended = proof.prove(config, manifest, staged)
     to_wal(staged)
-    return f"backup {manifest.id}", manifest.created
+    return Staged(f"backup {manifest.id}", manifest.created, mended)
 
 
-def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
+def _stage_foreign(config: Config, path: Path, staged: Path) -> list[str]:
     """Take a file without a manifest, a .db, .db.gz or .db.zst of other origin, after the same checks.
 
-    A .db with the -wal that stands beside it: a process that was killed leaves its last rows there.
+    A .db with the -wal or -journal that stands beside it: a process that was killed leaves there what its last commit
+    wrote, or what has to be taken back. Returns what was mended.
     """
     if not path.is_file():
         raise Failure(f"there is no backup file {path}", "see what there is: abathur-db backups")
@@ -105,13 +122,14 @@ def _stage_foreign(config: Config, path: Path, staged: Path) -> None:
     packing.unpack(path, staged, max(free, 0))
     if staged.stat().st_size == 0:
         raise Failure(f"{path} is empty", packing.ANOTHER)
-    log = database.sidecars(path)[0]
-    if log.is_file():
-        packing.unpack(log, database.sidecars(staged)[0], max(free - staged.stat().st_size, 0))
-        to_wal(staged)
-    with proof.examined(staged, str(path)):
-        pass
+    wal, _, journal = zip(database.sidecars(path), database.sidecars(staged), strict=True)
+    for log, copy in (wal, journal):
+        if log.is_file():
+            packing.unpack(log, copy, max(free - staged.stat().st_size, 0))
+            to_wal(staged)
+    mended = proof.examine(staged, str(path))
     to_wal(staged)
+    return mended
 
 
 def _nearer(config: Config, source: str) -> replica.Point | None:
@@ -133,14 +151,14 @@ def _nearer(config: Config, source: str) -> replica.Point | None:
     return point if point and (backup is None or point.moment > backup.moment) else None
 
 
-def _stage_replica(config: Config, point: replica.Point, staged: Path) -> None:
-    """Take a state of the replica, after the same checks as a file of other origin."""
+def _stage_replica(config: Config, point: replica.Point, staged: Path) -> list[str]:
+    """Take a state of the replica, after the same checks as a file of other origin; return what was mended."""
     likely = max(point.bytes, config.database.stat().st_size if config.database.exists() else 0)
     host.require_free(staged, likely + config.minimum_free_mb * host.MB, f"fetching {point}")
     replica.fetch(config, replica.required(config), point, staged)
-    with proof.examined(staged, str(point)):
-        pass
+    mended = proof.examine(staged, str(point))
     to_wal(staged)
+    return mended
 
 
 def to_wal(staged: Path) -> None:
@@ -155,40 +173,60 @@ def to_wal(staged: Path) -> None:
 def losses(config: Config, other: Path) -> dict[str, Any]:
     """Compare the live database with one to take its place: rows per table that only the live one has as they are.
 
-    Returns `tables` {name: {"new": n, "changed": n}} and a sentence; `tables` is None when the live
-    database cannot be read.
+    Returns `tables` {name: {"new": n, "changed": n}} and a sentence. What cannot be computed counts as lost: a table
+    has None for its numbers then, and `tables` is None when the live database cannot be read.
     """
     try:
         if not database.exists(config.database):
             return {"tables": {}, "sentence": "there is no database now, so nothing is lost"}
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
             connection.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?immutable=1",))
-            compared = [name for name in database.row_counts(connection) if name not in OWN_TABLES]
+            compared = [name for name in database.tables(connection) if name not in OWN_TABLES]
             tables = {name: _missing_rows(connection, name) for name in compared}
     except Failure as failure:
         if failure.code is Exit.BUSY:
             raise
         return {"tables": None, "sentence": f"what is lost cannot be said: {failure}"}
-    lost = {name: counts for name, counts in tables.items() if any(counts.values())}
+    lost = {name: counts for name, counts in tables.items() if counts["new"] != 0 or counts["changed"] != 0}
     if not lost:
         return {"tables": {}, "sentence": "no row is lost"}
-    listing = ", ".join(f"{name} {counts['new']} new and {counts['changed']} changed" for name, counts in lost.items())
-    total = sum(sum(counts.values()) for counts in lost.values())
-    return {"tables": lost, "sentence": f"it lacks {counted(total, 'row')} written since: {listing}"}
+    known = {name: counts for name, counts in lost.items() if counts["new"] is not None}
+    listing = ", ".join(f"{name} {counts['new']} new and {counts['changed']} changed" for name, counts in known.items())
+    total = sum(sum(counts.values()) for counts in known.values())
+    said = [f"it lacks {counted(total, 'row')} written since: {listing}"] if known else []
+    said += [f"what is lost of table {name} cannot be said" for name in lost if name not in known]
+    return {"tables": lost, "sentence": "; ".join(said)}
 
 
-def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
+def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
+    columns = connection.execute("SELECT name, dflt_value, pk, hidden FROM pragma_table_xinfo(?)", (table,)).fetchall()
+    there = {row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))}
+    try:
+        return _compared(connection, table, columns, there)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+            raise
+        # What its application brings, as the collation of a key, is needed to tell.
+        return {"new": None, "changed": None}
+
+
+def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], there: set[str]) -> dict[str, Any]:
     name = database.quoted(table)
-    columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
-    there = [row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))]
-    if not there:
+    key = [database.quoted(column) for column, _, position, _ in columns if position and column in there]
+    if not there or not (key or rules.has_rowid(connection, table)):
         return {"new": connection.execute(f"SELECT count(*) FROM main.{name}").fetchone()[0], "changed": 0}
-    key = [database.quoted(column) for column, position in columns if position and column in there] or ["rowid"]
-    match = " AND ".join(f"b.{each} IS a.{each}" for each in key)
+    match = " AND ".join(f"b.{each} IS a.{each}" for each in key or ["rowid"])
     new = f"SELECT count(*) FROM main.{name} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
-    others = [database.quoted(column) for column, _ in columns if column in there]
-    differs = " OR ".join(f"a.{each} IS NOT b.{each}" for each in others)
-    changed = f"SELECT count(*) FROM main.{name} a JOIN other.{name} b ON {match} WHERE {differs}"
+    # As bytes: a collation would take two values for one.
+    alike = "typeof(a.{0}) = typeof(b.{0}) AND CAST(a.{0} AS BLOB) IS CAST(b.{0} AS BLOB)"
+    # Of a column that the other one does not have, what its definition does not give by itself is lost.
+    given = "a.{0} IS ({1})"
+    kept = [
+        (alike if column in there else given).format(database.quoted(column), default or "NULL")
+        for column, default, _, hidden in columns
+        if not hidden
+    ]
+    changed = f"SELECT count(*) FROM main.{name} a JOIN other.{name} b ON {match} WHERE NOT ({' AND '.join(kept)})"
     return {"new": connection.execute(new).fetchone()[0], "changed": connection.execute(changed).fetchone()[0]}
 
 
@@ -240,14 +278,15 @@ def _swap(path: Path, staged: Path) -> str | None:
     """Put `staged` in the place of the database; return the folder where the former one is kept, if there was one.
 
     The order matters, because this may be killed anywhere: first the former files get a second name
-    aside, so that nothing can be lost; then the database goes before its -wal, because a database
-    without its -wal has lost commits; and the new one comes last, because an old -wal beside it would
-    be replayed over it (schema facts, trap 11).
+    aside, so that nothing can be lost; then the database goes before its log and journal, because without
+    them it has lost commits or has half of one; and the new one comes last, once they are gone on the disk as
+    well, because an old log or journal beside it would be replayed over it (schema facts, trap 11).
     """
     present, aside = _linked_aside(path)
     try:
         for each in present:
             each.unlink()
+        database.sync(path.parent)
         os.rename(staged, path)
         database.sync(path.parent)
         with database.opened(path, 0, read_only=True) as connection:

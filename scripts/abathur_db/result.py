@@ -22,11 +22,12 @@ class Exit(IntEnum):
 class Failure(Exception):
     """An expected error: what failed with its value, and the next command to run."""
 
-    def __init__(self, message: str, hint: str, code: Exit = Exit.FAILED) -> None:
-        """Take the sentence, the hint and the exit code."""
+    def __init__(self, message: str, hint: str, code: Exit = Exit.FAILED, *, foreign: bool = False) -> None:
+        """Take the sentence, the hint and the exit code. `foreign`: of a file that is another application's."""
         super().__init__(message)
         self.hint = hint
         self.code = code
+        self.foreign = foreign
 
 
 @dataclass(frozen=True)

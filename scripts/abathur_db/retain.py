@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from abathur_db import database, host, runs
+from abathur_db import database, host, runs, trail
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
@@ -137,10 +137,13 @@ def _delete(connection: sqlite3.Connection, row: str, age: dict[str, str], ttl_d
         (runs.now(), row),
     )
     about = {"key": key, "version": version, "updated_at": updated_at, "episodic_ttl_days": ttl_days}
-    connection.execute(
-        "INSERT INTO audit (timestamp, action_type, action_data, result, memory_operation_type, memory_namespace,"
-        " memory_entry_id) VALUES (?, 'retain', ?, 'ok', 'delete', ?, ?)",
-        (runs.now(), json.dumps(about), namespace, row),
+    trail.note(
+        connection,
+        "retain",
+        action_data=json.dumps(about),
+        memory_operation_type="delete",
+        memory_namespace=namespace,
+        memory_entry_id=row,
     )
     return True
 
@@ -152,8 +155,5 @@ def _archive(connection: sqlite3.Connection, row: str, age: dict[str, str]) -> b
         {"now": runs.now(), "id": row, **age},
     ).rowcount
     if changed:
-        connection.execute(
-            "INSERT INTO audit (timestamp, action_type, action_data, result) VALUES (?, 'retain', ?, 'ok')",
-            (runs.now(), json.dumps({"session_id": row, "status": "archived"})),
-        )
+        trail.note(connection, "retain", action_data=json.dumps({"session_id": row, "status": "archived"}))
     return bool(changed)

@@ -1,8 +1,4 @@
-"""The schema: what it should be, what a database has, and the way from one to the other.
-
-What it should be stands in sql/migrations alone: they are applied to a database in memory, and a
-real one has to have at least the same tables, columns and indexes.
-"""
+"""The way of a database to this release's schema: create, adopt, complete, migrate; and whose a database is."""
 
 from __future__ import annotations
 
@@ -12,38 +8,10 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abathur_db import adoption, catalog, database, guarded, resources
+from abathur_db import adoption, catalog, database, examination, guarded, host, resources, rules, soundness
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result
-
-
-@dataclass(frozen=True)
-class Index:
-    """An index, or a constraint that SQLite serves with one: its key columns ("+" marks DESC)."""
-
-    table: str
-    columns: tuple[str, ...]
-    unique: bool
-    partial: bool
-    sql: str | None
-
-    def serves(self, wanted: Index) -> bool:
-        """Tell whether this index does what `wanted` is for; it may have more columns behind."""
-        same = self.table == wanted.table and self.partial == wanted.partial
-        if wanted.unique:
-            return same and self.unique and set(self.columns) == set(wanted.columns)
-        return same and self.columns[: len(wanted.columns)] == wanted.columns
-
-
-@dataclass(frozen=True)
-class Schema:
-    """Tables with the affinity of each column, and indexes by name."""
-
-    tables: dict[str, dict[str, str]]
-    table_sql: dict[str, str]
-    indexes: dict[str, Index]
-    version: int
-    application_id: int
+from abathur_db.result import Check, Failure, Result, counted
+from abathur_db.shape import Difference, describe, difference, expected, latest
 
 
 @dataclass
@@ -56,98 +24,6 @@ class Plan:
     kind: str
     version: int
     steps: list[str] = field(default_factory=list)
-
-
-def affinity(declared: str) -> str:
-    """Return the affinity of a declared column type (sqlite.org/datatype3.html, section 3.1)."""
-    kind = declared.upper()
-    for words, name in (
-        (("INT",), "INTEGER"),
-        (("CHAR", "CLOB", "TEXT"), "TEXT"),
-        (("BLOB",), "BLOB"),
-        (("REAL", "FLOA", "DOUB"), "REAL"),
-    ):
-        if any(word in kind for word in words):
-            return name
-    return "NUMERIC" if kind else "BLOB"
-
-
-def describe(connection: sqlite3.Connection, only: set[str] | None = None) -> Schema:
-    """Read the schema of a database; `only` leaves out other tables (virtual ones may not be readable)."""
-    tables, table_sql, indexes = {}, {}, {}
-    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall():
-        if name.startswith("sqlite_") or (only is not None and name not in only):
-            continue
-        table_sql[name] = sql
-        rows = connection.execute("SELECT name, type FROM pragma_table_xinfo(?)", (name,))
-        tables[name] = {column: affinity(declared) for column, declared in rows}
-        listed = connection.execute('SELECT name, "unique", partial FROM pragma_index_list(?)', (name,)).fetchall()
-        for index, unique, partial in listed:
-            keys = connection.execute('SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE key', (index,))
-            columns = tuple(f"{column}{' DESC' if down else ''}" for column, down in keys)
-            source = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (index,)).fetchone()[0]
-            indexes[index] = Index(name, columns, bool(unique), bool(partial), source)
-    return Schema(
-        tables,
-        table_sql,
-        indexes,
-        database.pragma(connection, "user_version"),
-        database.pragma(connection, "application_id"),
-    )
-
-
-def expected(version: int) -> Schema:
-    """Return what migrations 1 to `version` make."""
-    with database.in_memory() as memory:
-        for migration in resources.migrations()[:version]:
-            try:
-                memory.executescript(f"{migration.sql}\nPRAGMA user_version = {migration.number};")
-            except sqlite3.Error as error:
-                raise Failure(
-                    f"migration {migration.name} cannot be applied, not even to a new database: {error}",
-                    "report it with this message; the former release goes on working with the database",
-                ) from error
-        return describe(memory)
-
-
-def latest() -> int:
-    """Return the newest schema version that this tool knows."""
-    return resources.migrations()[-1].number
-
-
-def missing(wanted: Schema, found: Schema) -> tuple[list[str], list[str]]:
-    """Compare "at least these": return the CREATE statements that would help, and what no statement can.
-
-    The first list holds whole tables and indexes that are absent; the second names columns that are
-    absent or of another affinity, and constraints or indexes that differ.
-    """
-    absent, wrong = [], []
-    for table, columns in wanted.tables.items():
-        if table not in found.tables:
-            absent.append(wanted.table_sql[table])
-            continue
-        for column, kind in columns.items():
-            have = found.tables[table].get(column)
-            if have is None:
-                wrong.append(f"table {table} lacks column {column}")
-            elif have != kind:
-                wrong.append(f"column {table}.{column} is {have}, not {kind}")
-    for name, index in wanted.indexes.items():
-        if index.table not in found.tables:
-            if index.sql:
-                absent.append(index.sql)
-        elif index.sql is None:
-            if not any(other.serves(index) for other in found.indexes.values()):
-                wrong.append(f"table {index.table} lacks UNIQUE ({', '.join(index.columns)})")
-        elif name not in found.indexes:
-            absent.append(index.sql)
-        elif not found.indexes[name].serves(index):
-            wrong.append(f"index {name} is on ({', '.join(found.indexes[name].columns)})")
-    return absent, wrong
-
-
-def _subject(statement: str) -> str:
-    return " ".join(statement.split("(")[0].split(" ON ")[0].split()[1:])
 
 
 def plan(config: Config) -> Plan:
@@ -175,20 +51,46 @@ def _refuse_to_bury(config: Config) -> None:
 
 
 def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
-    """Return the refusal of an open database that is another application's, None for one that is or may become ours."""
+    """Return the refusal of an open database that is another application's, None for one that is or may become ours.
+
+    Ours are told by most of the tables with the columns of their keys, until a deploy marks the file.
+    """
     ours = expected(latest())
     found = describe(connection, only=set(ours.tables))
-    identity = found.application_id
-    if identity == ours.application_id or (identity == 0 and found.tables):
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    elsewhere = "configure another path for Abathur's database"
+    if found.application_id == ours.application_id:
         return None
-    if identity == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+    if found.application_id:
+        said = f"{path} belongs to another application (application_id {found.application_id:#010x})"
+        return Failure(said, elsewhere, foreign=True)
+    if not names:
         # An application that found no database has made one.
         hint = f"stop the application, move it away (mv {path} {path}.empty), then deploy again, or restore a backup"
         return Failure(f"{path} has no table", hint)
-    said = f"{path} belongs to another application (application_id {identity:#010x})"
-    if identity == 0:
-        said = f"{path} holds none of Abathur's tables, so it belongs to another application"
-    return Failure(said, "configure another path for Abathur's database")
+    alike = [name for name, keys in ours.keys.items() if keys <= found.tables.get(name, {}).keys()]
+    if len(alike) <= len(ours.tables) // 2:
+        if names >= TODAY:
+            return _later(path)
+        said = f"{path} does not hold Abathur's tables, so it belongs to another application"
+        return Failure(said, elsewhere, foreign=True)
+    moments = [(name, column) for name in alike for column in ours.tables[name] if column in MOMENTS]
+    return _later(path) if all(found.tables[name].get(column) == "TEXT" for name, column in moments) else None
+
+
+MOMENTS = ("created_at", "updated_at", "submitted_at", "spawned_at", "timestamp")
+"""Columns of the type TIMESTAMP, which the generation after the one that is served made TEXT."""
+
+TODAY = {"goals", "memories", "agent_templates", "schema_migrations"}
+"""Tables of today's generation of the application, which has one name in common with the one that is served."""
+
+
+def _later(path: Path) -> Failure:
+    return Failure(
+        f"{path} was made by a later generation of Abathur; this release serves its first one, of nine tables",
+        "leave it to its application, or configure the path of a database of the first generation",
+        foreign=True,
+    )
 
 
 def refuse_stranger(config: Config) -> None:
@@ -204,32 +106,67 @@ def refuse_stranger(config: Config) -> None:
         raise refusal
 
 
+def refuse_unfit(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise Failure unless an open database could take the place of ours: this application's, of a known version.
+
+    Beside its soundness that alone decides whether a backup counts and is restored; all else is the work of init.
+    """
+    if refusal := stranger(connection, path):
+        raise refusal
+    if (version := database.pragma(connection, "user_version")) > latest():
+        raise Failure(
+            f"{path} has schema version {version}, newer than this tool, which knows {latest()}",
+            "deploy a release of at least that version",
+        )
+
+
 def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     """Return what init would do to an open database. Raises Failure when it is not one of this schema."""
+    refuse_unfit(connection, path)
     found = describe(connection, only=set(expected(latest()).tables))
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     steps = [] if mode == "wal" else [f"switch the journal mode from {mode} to wal"]
-    if refusal := stranger(connection, path):
-        raise refusal
-    if found.version > latest():
-        raise Failure(
-            f"{path} has schema version {found.version}, newer than this tool, which knows {latest()}",
-            "deploy a release of at least that version",
-        )
     adopt = found.version == 0
-    absent, wrong = missing(expected(max(found.version, 1)), found)
-    if wrong:
+    lack = difference(expected(max(found.version, 1)), found)
+    if lack.wrong:
+        more = f" (and {len(lack.wrong) - 1} more)" if lack.wrong[1:] else ""
         raise Failure(
-            f"{path} is not of this schema: {'; '.join(wrong)}",
+            f"{path} is not of this schema: {lack.wrong[0]}{more}",
             "adapt it with its application's own migration, then run this again",
         )
     if adopt:
         steps.append("adopt the existing database as schema version 1, keeping every row")
-    steps += [f"create {_subject(statement)}" for statement in absent]
+    steps += [f"create TABLE {name}" for name in lack.tables]
+    steps += [_indexing(connection, lack, name) for name in lack.indexes]
     steps += [f"apply migration {each.name}" for each in _pending(found.version)]
     open_to_others = [f"close {each.name} to others" for each in database.open_to_others(path)]
     kind = "adopt" if adopt else "migrate" if steps else "repair" if open_to_others else "current"
     return Plan(kind, found.version, steps + open_to_others)
+
+
+INDEX_ROWS_PER_SECOND = 200_000
+"""Rows that an index takes a second, at the least (README, Measured): 1 kB each, on 2 processors and a virtual disk."""
+
+INDEX_ROW_BYTES = 150
+"""Bytes that a row takes in an index, at the most seen with this schema; once more in the log until a checkpoint."""
+
+
+def _indexing(connection: sqlite3.Connection, lack: Difference, name: str) -> str:
+    """Return the step that creates an index, with what it takes where that is felt."""
+    former = lack.differing.get(name)
+    step = f"create INDEX {name}" + (f" anew, now {former}" if former else "")
+    rows = _rows(connection, lack.indexes[name].table)
+    seconds = rows / INDEX_ROWS_PER_SECOND
+    return step + (f" ({rows} rows, up to {seconds:.0f} s)" if seconds >= 1 else "")
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> int:
+    """Return how many rows a table has at most, without counting them; 0 for one that is absent."""
+    try:
+        found = connection.execute(f"SELECT max(rowid) FROM {database.quoted(table)}").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+    return int(found or 0)
 
 
 def _pending(version: int) -> tuple[resources.Migration, ...]:
@@ -252,16 +189,19 @@ def init(config: Config, dry_run: bool = False) -> Result:
         return Result("init", f"{config.database} is at schema version {todo.version}", data=data)
     if dry_run:
         return Result("init", f"would {'; '.join(todo.steps)}", changed=True, data=data)
+    checks: list[Check] = []
     if todo.kind == "create":
         _create(config.database)
     else:
         if todo.kind != "repair":
-            _bring_up(config)
+            checks = _bring_up(config)
         for each in database.open_to_others(config.database):
             each.chmod(0o600)
     done = {"create": "created {} at", "adopt": "adopted {} at", "migrate": "migrated {} to"}
     said = done.get(todo.kind, "closed {} to others; it is at").format(config.database)
-    return Result("init", f"{said} schema version {latest()}", changed=True, data=data)
+    warned = sum(check.warning for check in checks)
+    also = f", with {counted(warned, 'warning')}" if warned else ""
+    return Result("init", f"{said} schema version {latest()}{also}", changed=True, checks=checks, data=data)
 
 
 def _partial(path: Path) -> Path:
@@ -290,26 +230,37 @@ def build(path: Path) -> None:
     database.sync(path)
 
 
-def _bring_up(config: Config) -> None:
+def _bring_up(config: Config) -> list[Check]:
+    """Adopt, complete or migrate the database; return what is to be known of its rows."""
     with database.opened(config.database, config.busy_timeout_ms) as connection:
-        if found := database.problems(connection):
+        # Before anything is changed.
+        found = soundness.findings(connection)
+        if found.damage:
             raise Failure(
-                f"{config.database} is corrupt: {found[0]}; nothing was changed",
+                f"{config.database} is corrupt: {found.damage[0]}; nothing was changed",
                 f"{database.RESTORE}: {config.command('restore', 'latest')}",
             )
-        database.enable_wal(connection, config.database)
         version = database.pragma(connection, "user_version")
         if version == 0:
-            adoption.remember(config.state_directory, database.foreign_key_violations(connection))
+            adoption.remember(config.state_directory, rules.foreign_key_violations(connection)[0])
+        checks = examination.content(config, connection, found) if version == 0 else []
+        wanted = expected(max(version, 1))
+        lack = difference(wanted, describe(connection, only=set(wanted.tables)))
+        needed = sum(2 * INDEX_ROW_BYTES * _rows(connection, each.table) for each in lack.indexes.values())
+        host.require_free(config.database, needed + config.minimum_free_mb * host.MB, "creating its indexes")
+        database.enable_wal(connection, config.database)
         with database.transaction(connection):
-            wanted = expected(max(version, 1))
-            absent, _ = missing(wanted, describe(connection, only=set(wanted.tables)))
-            for statement in absent:
+            for statement in lack.tables.values():
                 connection.execute(statement)
+            for name, index in lack.indexes.items():
+                if name in lack.differing:
+                    connection.execute(f"DROP INDEX {database.quoted(name)}")
+                connection.execute(str(index.sql))
             connection.execute(f"PRAGMA application_id = {wanted.application_id}")
             connection.execute(f"PRAGMA user_version = {wanted.version}")
         for migration in _pending(version):
             _apply(connection, migration)
+    return checks
 
 
 HOST_TROUBLE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
@@ -333,40 +284,42 @@ def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> No
 
 
 def checks(config: Config, connection: sqlite3.Connection) -> list[Check]:
-    """Compare a database with what this tool expects: version, tables and columns, indexes."""
+    """Compare a database with what this tool expects: version, tables and columns, and, as a warning, indexes."""
     wanted = expected(latest())
     found = describe(connection, only=set(wanted.tables))
-    absent, wrong = missing(wanted, found)
-    lost_tables = sorted(set(wanted.tables) - set(found.tables))
-    lost_indexes = sorted(_subject(statement) for statement in absent if "INDEX" in statement.split("(")[0])
-    bad_columns = [each for each in wrong if not each.startswith("index ")]
-    bad_indexes = [each for each in wrong if each.startswith("index ")]
+    lack = difference(wanted, found)
+    odd = [f"INDEX {name} {'differs' if name in lack.differing else 'is absent'}" for name in sorted(lack.indexes)]
     count = len(found.indexes)
     return [
         Check("schema_version", found.version == latest(), str(latest()), str(found.version), config.bring_up),
         Check(
             "tables",
-            not lost_tables,
+            not lack.tables,
             f"{len(wanted.tables)} tables",
-            _found(found.tables, lost_tables),
+            _found(found.tables, sorted(lack.tables)),
             config.bring_up,
         ),
         Check(
             "columns",
-            not bad_columns,
+            not lack.wrong,
             f"{sum(map(len, wanted.tables.values()))} columns of the expected types",
-            "; ".join(bad_columns) or "all there",
+            "; ".join(lack.wrong) or "all there",
             "restore the newest backup, or adapt the table with its application's migration",
         ),
+        # An index is no data: without it a query may be slow, and the next deploy creates it.
         Check(
             "indexes",
-            # 30 or more with the automatic ones: design document, section 4.1.
-            not lost_indexes and not bad_indexes and count >= 30,
-            "30 or more, every expected one",
-            "; ".join([*bad_indexes, *(f"{each} is absent" for each in lost_indexes)]) or f"{count}",
+            True,
+            f"{LEAST_INDEXES} or more, every expected one",
+            "; ".join(odd) or str(count),
             config.bring_up,
+            warning=bool(odd) or count < LEAST_INDEXES,
         ),
     ]
+
+
+LEAST_INDEXES = 30
+"""With the automatic ones (design document, section 4.1)."""
 
 
 def _found(tables: dict[str, dict[str, str]], lost: list[str]) -> str:

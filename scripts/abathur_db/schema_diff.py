@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import sqlite3
 
-from abathur_db import schema
-from abathur_db.schema import Schema
+from abathur_db import shape
+from abathur_db.shape import Schema
 
 
 def diff(connection: sqlite3.Connection) -> list[str]:
@@ -14,9 +14,9 @@ def diff(connection: sqlite3.Connection) -> list[str]:
 
     More is welcome (an application adds its own); only a "-" is drift that matters. No lines: no difference.
     """
-    wanted = schema.expected(schema.latest())
+    wanted = shape.expected(shape.latest())
     # The columns of other tables are not read: the extension of a virtual one may be absent (trap 15).
-    found = schema.describe(connection, only=set(wanted.tables))
+    found = shape.describe(connection, only=set(wanted.tables))
     others = connection.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY 1"
     )

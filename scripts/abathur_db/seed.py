@@ -7,7 +7,7 @@ import json
 import sqlite3
 from typing import Any
 
-from abathur_db import database, resources, runs
+from abathur_db import database, resources, trail
 from abathur_db.config import Config
 from abathur_db.result import Result
 
@@ -35,7 +35,8 @@ def seed(config: Config, dry_run: bool = False) -> Result:
             for each in resources.seeds():
                 if actions[_name(each)] in ("insert", "update"):
                     _insert(connection, each)
-    return _result(actions, dry_run)
+        untold = trail.takes_no_task(connection)
+    return _result(actions, dry_run, untold=untold)
 
 
 def _name(each: dict[str, Any]) -> str:
@@ -86,20 +87,17 @@ def _insert(connection: sqlite3.Connection, each: dict[str, Any]) -> None:
         " VALUES (?, ?, ?, ?, ?, 'system', 'system')",
         (each["namespace"], each["key"], json.dumps(each["value"]), each["memory_type"], version),
     ).lastrowid
-    connection.execute(
-        "INSERT INTO audit (timestamp, action_type, action_data, result,"
-        " memory_operation_type, memory_namespace, memory_entry_id) VALUES (?, 'seed', ?, 'ok', ?, ?, ?)",
-        (
-            runs.now(),
-            json.dumps({"key": each["key"], "version": version, "sha256": fingerprint(each["value"])}),
-            "create" if version == 1 else "update",
-            each["namespace"],
-            row,
-        ),
+    trail.note(
+        connection,
+        "seed",
+        action_data=json.dumps({"key": each["key"], "version": version, "sha256": fingerprint(each["value"])}),
+        memory_operation_type="create" if version == 1 else "update",
+        memory_namespace=each["namespace"],
+        memory_entry_id=row,
     )
 
 
-def _result(actions: dict[str, str], dry_run: bool) -> Result:
+def _result(actions: dict[str, str], dry_run: bool, *, untold: bool = False) -> Result:
     writes = _writes(actions)
     left = [name for name, action in actions.items() if action == "leave"]
     parts = []
@@ -107,5 +105,8 @@ def _result(actions: dict[str, str], dry_run: bool) -> Result:
         parts.append(f"{'would write' if dry_run else 'wrote'} {', '.join(writes)}")
     if left:
         parts.append(f"left alone, because an operator changed it: {', '.join(left)}")
+    if writes and untold:
+        # So the next release leaves them as they are: nothing says that they are ours to change.
+        parts.append("without an audit row, for audit.task_id takes only operations of a task")
     summary = "; ".join(parts) or f"all {len(actions)} seeds are there"
     return Result("seed", summary, changed=bool(writes), data={"seeds": actions})

@@ -8,7 +8,19 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from abathur_db import __version__, catalog, database, failover, host, maintenance, replication, runs, schema, standby
+from abathur_db import (
+    __version__,
+    catalog,
+    database,
+    failover,
+    host,
+    maintenance,
+    replication,
+    runs,
+    schema,
+    shape,
+    standby,
+)
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -89,7 +101,7 @@ def status(config: Config) -> Result:
     """Tell version, schema, sizes, WAL, and the last result and next run of each job."""
     data: dict[str, Any] = {"version": __version__, "database": str(config.database)}
     follows = standby.is_one(config)
-    checks = [] if follows else [_database(config, data), *_wal(config, data)]
+    checks = [] if follows else [*_database(config, data), *_wal(config, data)]
     checks += [*failover.check(config), _disk(config, data)]
     found = timers(config, [])
     data["jobs"] = _jobs(config, found)
@@ -136,22 +148,24 @@ def _table(data: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _database(config: Config, data: dict[str, Any]) -> Check:
+def _database(config: Config, data: dict[str, Any]) -> list[Check]:
     try:
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
             data["schema_version"] = database.pragma(connection, "user_version")
             data["journal_mode"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
             data.update(maintenance.sizes(config, connection))
+            shaped = [check for check in schema.checks(config, connection) if check.id != "schema_version"]
     except Failure as failure:
-        return Check("database", False, "can be opened", str(failure), failure.hint)
-    known = schema.latest()
-    return Check(
+        return [Check("database", False, "can be opened", str(failure), failure.hint)]
+    known = shape.latest()
+    whole = Check(
         "database",
         data["schema_version"] == known,
         f"schema version {known}",
         f"schema version {data['schema_version']}, {host.readable(data['database_bytes'])}",
         config.bring_up,
     )
+    return [whole, *shaped]
 
 
 def _wal(config: Config, data: dict[str, Any]) -> list[Check]:

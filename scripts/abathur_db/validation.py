@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, maintenance, rehearsal, runs, schema, status
+from abathur_db import database, examination, maintenance, rehearsal, runs, schema, soundness, status
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -39,17 +39,11 @@ def validate(config: Config, jobs: list[str]) -> Result:
 
 
 def _sound(config: Config, copy: Path) -> list[Check]:
-    """Let SQLite check a closed copy quickly; its foreign keys are looked at only when it is sound."""
+    """Let SQLite check a closed copy quickly; its rows are looked at only when it is sound."""
     with database.opened(copy, 0, immutable=True) as connection:
-        found = database.problems(connection)
-        check = Check(
-            "quick_check",
-            not found,
-            "ok",
-            found[0] if found else "ok",
-            f"{database.RESTORE}: {config.command('restore', 'latest')}",
-        )
-        return [check] if found else [check, maintenance.foreign_keys(config, connection)]
+        found = soundness.findings(connection)
+        check = examination.soundness(config, "quick_check", found)
+        return [check, *(examination.content(config, connection, found) if check.ok else [])]
 
 
 def _latency_table(latencies: list[dict[str, Any]]) -> list[str]:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from conftest import acknowledged
+from conftest import acknowledged, alert_of, now, start
+
+TABLES = (
+    "sessions",
+    "memory_entries",
+    "document_index",
+    "tasks",
+    "agents",
+    "state",
+    "audit",
+    "checkpoints",
+    "own_notes",
+)
 
 
 def test_every_acknowledged_row_is_there(host: Any, query: Any) -> None:
@@ -30,11 +43,12 @@ def test_the_application_was_stopped_once_and_not_by_the_second_deploy(host: Any
     assert journal.count("Stopped abathur.service") == 1, journal
 
 
-def test_what_the_application_added_is_kept(query: Any) -> None:
+def test_what_the_application_made_is_kept(query: Any) -> None:
     assert query("SELECT note FROM own_notes") == [["keep me"]]
-    assert query("SELECT count(*) FROM pragma_table_xinfo('tasks') WHERE name = 'summary'") == [[1]]
     assert query("SELECT name FROM sqlite_master WHERE name = 'idx_own'") == [["idx_own"]]
-    assert query("SELECT task_id FROM state") == [["gone"]]
+    assert query("SELECT count(*) FROM sqlite_master WHERE name LIKE 'document_embed%'") == [[4]]
+    assert query("SELECT task_id FROM state ORDER BY id") == [["t1"], ["gone"]]
+    assert query("SELECT id FROM sessions WHERE metadata IS NULL") == [["s5"]]
 
 
 def test_the_database_was_adopted_and_completed(query: Any) -> None:
@@ -57,12 +71,49 @@ def test_a_memory_that_the_operator_changed_is_left_alone(query: Any, tool: Any)
     assert "left alone, because an operator changed it: app:abathur:config" in tool("seed")["summary"]
 
 
-def test_old_violations_warn_and_a_new_one_fails(query: Any, tool: Any) -> None:
-    found = {check["id"]: check for check in tool("integrity-check")["checks"]}["foreign_keys"]
-    assert (found["ok"], found["warning"], found["measured"]) == (True, True, "1 violations: 1 in state")
+def test_old_violations_warn_and_a_new_one_alerts_until_it_is_accepted(host: Any, query: Any, tool: Any) -> None:
+    found = {check["id"]: check for check in tool("integrity-check")["checks"]}
+    assert found["foreign_keys"]["warning"]
+    assert found["foreign_keys"]["measured"].startswith("3 violations: 1 in agents, 1 in audit, 1 in state; first: ")
+    assert found["row_rules"]["measured"].endswith("against CHECK (json_valid(metadata))")
     query("INSERT INTO state (task_id, key, value, created_at, updated_at) VALUES ('lost', 'a', 'b', 1, 1)")
-    answer = tool("integrity-check")
-    query("DELETE FROM state WHERE task_id = 'lost'")
-    assert answer["exit_code"] == 1
-    assert "2 in state" in answer["summary"]
-    assert query("SELECT task_id FROM state") == [["gone"]]
+    since = now(host)
+    assert start(host, "integrity-check").rc == 1
+    assert "2 in state" in alert_of(host, "integrity-check", since)
+    assert tool("validate")["exit_code"] == 0
+    accept = json.loads(host.check_output("cat /var/lib/abathur-db/last/integrity-check.json"))["hint"]
+    host.check_output(accept.partition("; or accept those of today: ")[2])
+    assert start(host, "integrity-check").rc == 0
+
+
+def test_the_applications_next_release_runs_over_it_and_the_next_deploy_completes_it(
+    host: Any, query: Any, tool: Any, playbook: Any
+) -> None:
+    before = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    host.check_output("systemctl stop abathur.service")
+    host.check_output("runuser -u abathur -- python3 /opt/applications.py A2 /var/lib/abathur/abathur.db")
+    host.check_output("systemctl start abathur.service")
+    answers = {command: tool(command) for command in ("status", "doctor", "validate")}
+    assert {command: answer["exit_code"] for command, answer in answers.items()} == dict.fromkeys(answers, 0)
+    for answer in answers.values():
+        told = {check["id"]: check["measured"] for check in answer["checks"] if check["warning"]}
+        assert told["indexes"].endswith("INDEX idx_checkpoints_session is absent")
+    deployed = playbook("deploy.yml")
+    assert deployed.returncode == 0, deployed.stdout
+    assert query("SELECT count(*) FROM sqlite_master WHERE name = 'idx_checkpoints_session'") == [[1]]
+    after = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    assert all(after[table] >= count for table, count in before.items()), (before, after)
+
+
+def test_what_is_backed_up_is_verified_drilled_and_restored(host: Any, query: Any, tool: Any) -> None:
+    for job in ("backup", "drill"):
+        assert start(host, job).rc == 0, host.check_output("journalctl -n 20 -u 'abathur-db@*' --no-pager")
+    assert tool("verify", "latest")["exit_code"] == 0
+    host.check_output("systemctl stop abathur.service")
+    before = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    assert start(host, "backup").rc == 0
+    host.check_output("find /var/lib/abathur -maxdepth 1 -name 'abathur.db*' -type f -delete")
+    restored = tool("restore", "latest")
+    assert restored["exit_code"] == 0, restored["summary"]
+    assert {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES} == before
+    host.check_output("systemctl start abathur.service")

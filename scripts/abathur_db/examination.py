@@ -1,0 +1,58 @@
+"""What SQLite finds in a file, as checks with their next step: damage, indexes, rows, foreign keys."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from abathur_db import adoption, database, rules
+from abathur_db.config import Config
+from abathur_db.result import Check
+from abathur_db.soundness import Findings
+
+
+def soundness(config: Config, name: str, found: Findings) -> Check:
+    """Return whether the file can be relied on; `name` is the check's."""
+    repair = f"{database.RESTORE}: {config.command('restore', 'latest')}"
+    if found.indexes and not found.damage:
+        # A backup of it has the same indexes; they are made of the rows, which are there.
+        repair = f"make it of the rows again, with the application stopped: {config.sql('REINDEX')}"
+    return Check(name, not found.fault, "ok", found.fault or "ok", repair)
+
+
+def content(config: Config, connection: sqlite3.Connection, found: Findings, *, strict: bool = False) -> list[Check]:
+    """Return what is to be known of the rows of a sound file; reads each of them.
+
+    Warnings, for they are the application's rows; `strict` makes a failure of foreign keys that are violated anew.
+    """
+    broken, unable = rules.broken(connection)
+    unchecked = [*found.unchecked, *unable, *rules.foreign_key_violations(connection)[1]]
+    odd = [*found.rows, *map(str, broken)]
+    checks = [foreign_keys(config, connection, strict=strict)]
+    if odd:
+        repair = config.sql(broken[0].repair) if broken else "see the rows, and let their application correct them"
+        checks.append(
+            Check("row_rules", True, "no row breaks a rule of its table", "; ".join(odd), repair, warning=True)
+        )
+    if unchecked:
+        told = "nothing has to be done: it is backed up and restored as it is, unchecked"
+        said = f"not checked: {'; '.join(unchecked)}"
+        checks.append(Check("unchecked", True, "what SQLite alone can evaluate", said, told, warning=True))
+    return checks
+
+
+def foreign_keys(config: Config, connection: sqlite3.Connection, *, strict: bool = False) -> Check:
+    """Compare the foreign-key violations with those that were accepted: at the adoption, or by an operator since."""
+    known = adoption.accepted(config.state_directory)
+    found, _ = rules.foreign_key_violations(connection)
+    more = {table: count for table, count in found.items() if count > known.get(table, 0)}
+    listing = ", ".join(f"{count} in {table}" for table, count in sorted(found.items()))
+    said, repair = rules.unparented(connection, next(iter(more or found))) if found else ("", "")
+    accept = f"; or accept those of today: {config.command('integrity-check --accept')}" if strict else ""
+    return Check(
+        "foreign_keys",
+        not (more and strict),
+        f"at most the {sum(known.values())} violations that were accepted" if known else "no violation",
+        f"{sum(found.values())} violations: {listing}; first: {said}" if found else "none",
+        f"{config.sql(repair)}{accept}",
+        warning=bool(found) and not (more and strict),
+    )
