@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from abathur_db import guarded, host
+from abathur_db import foreign, guarded, host
 from abathur_db.result import Exit, Failure
 
 MAGIC = b"SQLite format 3\0"
@@ -219,6 +219,8 @@ def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
     Departs from it in wal_autocheckpoint: 0 keeps our jobs from being a second checkpointer beside
     the application (SQLite's WAL-reset defect).
     """
+    # An application may have written what is no UTF-8; else sqlite3 refuses the row, and its error repeats the text.
+    connection.text_factory = foreign.words
     connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_ms)}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = NORMAL")

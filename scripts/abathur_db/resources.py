@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from abathur_db import config
+from abathur_db import config, foreign
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def migrations() -> tuple[Migration, ...]:
 @functools.cache
 def seeds() -> tuple[dict[str, Any], ...]:
     """Return the seeds: namespace, key, memory_type and value of each."""
-    return tuple(json.loads(entry.read_text(encoding="utf-8")) for entry in _directory("seeds"))
+    return tuple(foreign.record(entry.read_text(encoding="utf-8")) for entry in _directory("seeds"))
 
 
 @functools.cache
