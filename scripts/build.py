@@ -32,6 +32,8 @@ sys.exit(run())
 """
 BUNDLED = ("aiosqlite", "tqdm")
 """Pure-Python distributions that travel in the archive."""
+OWN = re.compile(r"\w[\w-]*\.(py|css|toml|txt|sql|json)")
+"""Names of the project's own files: what an editor or a person left beside them makes no other release."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest moment that a zip archive can hold."""
 
@@ -42,9 +44,9 @@ def sources() -> dict[str, bytes]:
     Exits with a sentence when a bundled distribution is absent or not the version that the lock file pins.
     """
     package = ROOT / "scripts" / "abathur_db"
-    found = {f"abathur_db/{each.name}": each.read_bytes() for each in package.iterdir() if each.is_file()}
+    found = {f"abathur_db/{each.name}": each.read_bytes() for each in package.iterdir() if OWN.fullmatch(each.name)}
     for each in (ROOT / "sql").rglob("*"):
-        if each.is_file():
+        if OWN.fullmatch(each.name):
             found[f"abathur_db/sql/{each.relative_to(ROOT / 'sql').as_posix()}"] = each.read_bytes()
     found["__main__.py"] = MAIN
     for name in BUNDLED:

@@ -24,7 +24,7 @@ FAILED = {
     "summary": "the disk is full",
     "hint": "df -h",
     "invocation": "abc",
-    "finished": "t",
+    "finished": "2026-11-24",
 }
 
 

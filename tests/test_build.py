@@ -57,6 +57,43 @@ def test_a_change_of_the_schema_is_another_release(tmp_path: Path) -> None:
     assert built(tmp_path / "a")["release"] != built(tmp_path / "b", tmp_path / "clone")["release"]
 
 
+STRAY = (
+    ".{}.swp",
+    "{}~",
+    "#{}#",
+    ".#{}",
+    "{}.orig",
+    "{}.rej",
+    "{} (copy)",
+    "Copy of {}",
+    "4913",
+    "notes.txt~",
+    ".DS_Store",
+)
+"""What editors, merges and file managers leave beside a file."""
+
+
+@pytest.mark.parametrize("beside", ["scripts/abathur_db/cli.py", "sql/queries/session_by_id.sql"])
+def test_what_an_editor_left_makes_no_other_release_and_no_command_reads_it(tmp_path: Path, beside: str) -> None:
+    for part in ("scripts", "sql"):
+        shutil.copytree(ROOT / part, tmp_path / "clone" / part)
+    shutil.copy(ROOT / "requirements.txt", tmp_path / "clone")
+    before = built(tmp_path / "a", tmp_path / "clone")
+    for directory in ("scripts/abathur_db", "sql/migrations", "sql/queries", "sql/seeds"):
+        for name in STRAY:
+            (tmp_path / "clone" / directory / name.format(Path(beside).name)).write_bytes(b"\xffno text, no SQL")
+    assert built(tmp_path / "b", tmp_path / "clone") == {**before, "path": str(tmp_path / "b/abathur-db")}
+    for command in ("init", "seed", "metrics", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-m", "abathur_db", command, tmp_path / "a.db"],
+            cwd=tmp_path / "clone/scripts",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
 def test_a_second_build_leaves_the_file_alone(tmp_path: Path) -> None:
     built(tmp_path)
     before = (tmp_path / "abathur-db").stat()

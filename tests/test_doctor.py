@@ -385,10 +385,10 @@ def test_a_host_without_any_timer_is_told(deployed: Callable[[str, str], Config]
 
 def test_a_job_that_failed_and_a_backup_too_old_are_told(deployed: Callable[[str, str], Config]) -> None:
     config = deployed(TIMERS, "active")
-    failed = {"command": "backup", "ok": False, "finished": "t", "summary": "disk low", "invocation": ""}
+    failed = {"command": "backup", "ok": False, "finished": "2026-11-24", "summary": "disk low", "invocation": ""}
     for hint, says in (("", ""), ("free some", " (it says: free some)")):
         runs.record(config.state_directory, {**failed, "hint": hint})
-        assert diagnosis(config, "job_backup").measured == f"backup failed at t: disk low{says}"
+        assert diagnosis(config, "job_backup").measured == f"backup failed at 2026-11-24: disk low{says}"
     assert "too old or absent: no verified backup" in diagnosis(config, "backup_age").measured
     backup.backup(config)
     assert diagnosis(config, "backup_age").ok

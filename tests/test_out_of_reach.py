@@ -325,7 +325,14 @@ def test_without_a_user_of_their_own_nothing_is_handed_over(conf: Config) -> Non
 
 @pytest.mark.parametrize("code", [Exit.FAILED, Exit.BUSY])
 def test_the_copy_s_own_failure_is_told(root: Config, monkeypatch: pytest.MonkeyPatch, code: Exit) -> None:
-    told = {"command": "snapshot", "ok": False, "summary": "why", "hint": "next", "finished": "t", "invocation": ""}
+    told = {
+        "command": "snapshot",
+        "ok": False,
+        "summary": "why",
+        "hint": "next",
+        "finished": "2026-11-24",
+        "invocation": "",
+    }
     runs.record(root.records("snapshot"), {**told, "exit_code": int(code)})
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     with pytest.raises(Failure, match="why") as caught:

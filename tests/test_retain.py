@@ -277,3 +277,28 @@ def test_the_search_for_old_memories_uses_their_index(conf: Config) -> None:
     assert any("SEARCH lower USING INDEX" in step for step in plan)
     sql = f"EXPLAIN QUERY PLAN SELECT id FROM sessions WHERE {retain.OLD_SESSION}"
     assert "idx_sessions_status_updated" in answers(conf, sql.replace(":oldest", "''"))[0][3]
+
+
+BYTES = "CAST(x'6be9' AS TEXT)", "x'6be9'"
+"""A text that is no UTF-8, and bytes where a text belongs."""
+
+
+@pytest.mark.parametrize("key", BYTES)
+def test_a_row_whose_key_is_no_utf_8_is_retained_as_any_other(conf: Config, key: str) -> None:
+    memory(conf, "old", ago(91))
+    session(conf, "past", "terminated", ago(31))
+    run(conf.database, f"UPDATE memory_entries SET key = {key}, namespace = {key} WHERE key = 'old'")
+    run(conf.database, f"UPDATE sessions SET id = {key}")
+    assert retain.retain(conf).data == {"episodic_ttl_days": 90, "session_days": 30, "memories": 1, "sessions": 1}
+    left = "SELECT count(*) FROM memory_entries WHERE is_deleted = 0 AND memory_type = 'episodic'"
+    assert (value(conf.database, left), value(conf.database, "SELECT status FROM sessions")) == (0, "archived")
+    audited = "SELECT count(*) FROM audit WHERE action_type = 'retain' AND json_valid(action_data)"
+    assert value(conf.database, audited) == 2
+    named = "SELECT count(*) FROM audit JOIN memory_entries ON memory_namespace = namespace AND action_type = 'retain'"
+    assert value(conf.database, named) == 1
+
+
+def test_a_policy_that_cannot_be_read_is_told_without_its_text(conf: Config) -> None:
+    policy(conf, '{"episodic_ttl_days": "the-password"}')
+    with pytest.raises(Failure, match=r"states no episodic_ttl_days from 1 to 36500$"):
+        retain.retain(conf)

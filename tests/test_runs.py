@@ -66,7 +66,7 @@ def test_a_job_that_waits_gets_the_lock_when_the_holder_is_killed(
         assert f"backup (pid {os.getpid()}" in (tmp_path / "lock").read_text()
 
 
-RUN = {"command": "backup", "changed": False, "hint": "", "finished": "now", "invocation": "", "data": {}}
+RUN = {"command": "backup", "changed": False, "hint": "", "finished": "2026-11-24", "invocation": "", "data": {}}
 
 
 def test_a_failed_run_becomes_the_last_result_and_leaves_the_last_success(tmp_path: Path) -> None:
@@ -142,7 +142,8 @@ REMEMBER = """
 import pathlib, sys
 from abathur_db import runs
 print("begun", flush=True)
-runs.remember(pathlib.Path(sys.argv[1]), {"command": "backup", "summary": "s", "finished": "2026-11-24T02:00:00+00:00"})
+run = {"command": "backup", "ok": True, "summary": "s", "finished": "2026-11-24T02:00:00Z", "invocation": ""}
+runs.remember(pathlib.Path(sys.argv[1]), run)
 """
 
 

@@ -136,7 +136,14 @@ def test_a_job_run_by_hand_after_it_was_killed_is_well_again(killed: Config) -> 
 
 
 def test_a_job_whose_last_run_failed_fails_the_status(deployed: Config) -> None:
-    failed = {"finished": "t", "seconds": 1, "summary": "disk low", "ok": False, "command": "backup", "invocation": ""}
+    failed = {
+        "finished": "2026-11-24",
+        "seconds": 1,
+        "summary": "disk low",
+        "ok": False,
+        "command": "backup",
+        "invocation": "",
+    }
     runs.record(deployed.state_directory, failed)
     result = status.status(deployed)
     assert results(result)["job_backup"] is False
@@ -155,7 +162,7 @@ def test_the_recovery_time_of_the_last_drill_is_shown(conf: Config) -> None:
     schema.init(conf)
     backup.backup(conf)
     drilled = proof.drill(conf)
-    runs.record(conf.state_directory, {**drilled.as_dict(), "invocation": "", "finished": "t", "seconds": 1})
+    runs.record(conf.state_directory, {**drilled.as_dict(), "invocation": "", "finished": "2026-11-24", "seconds": 1})
     result = status.status(conf)
     assert result.data["recovery_seconds"] == drilled.data["recovery_seconds"] > 0
     assert any("restored by the last drill in" in line for line in result.report())

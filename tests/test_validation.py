@@ -171,7 +171,7 @@ def test_a_job_without_its_timer_fails(conf: Config, monkeypatch: pytest.MonkeyP
     assert found["timer_analyze"].measured == "absent, inactive, next never"
 
 
-BY_UNIT = {"command": "backup", "finished": "t", "summary": "s", "invocation": "abc"}
+BY_UNIT = {"command": "backup", "finished": "2026-11-24", "summary": "s", "invocation": "abc"}
 BY_HAND = {**BY_UNIT, "invocation": ""}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from abathur_db import guarded, runs
+from abathur_db import foreign, guarded, runs
 
 FILE = "adopted.json"
 
@@ -24,8 +24,7 @@ def remember(state_directory: Path, violations: dict[str, int]) -> None:
 def accepted(state_directory: Path) -> dict[str, int]:
     """Return the violations per table that were there at adoption; empty for a database made by us."""
     try:
-        found = json.loads(guarded.read_text(state_directory / FILE))
-    except (FileNotFoundError, ValueError, RecursionError):
+        counts = foreign.record(guarded.read_text(state_directory / FILE)).get("foreign_key_violations")
+    except (FileNotFoundError, ValueError):
         return {}
-    counts = found.get("foreign_key_violations") if isinstance(found, dict) else None
     return {name: each for name, each in counts.items() if type(each) is int} if isinstance(counts, dict) else {}

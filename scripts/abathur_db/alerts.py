@@ -20,7 +20,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, host, runs
+from abathur_db import __version__, foreign, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -129,12 +129,12 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
     Other numbers are no other news: each minute the last change is a minute older.
     """
     try:
-        before = json.loads(_memory(config, way, news["job"]).read_text(encoding="utf-8"))
-        told = datetime.fromisoformat(before["time"])
-    except (OSError, ValueError, KeyError, TypeError):
+        before = foreign.record(guarded.read_text(_memory(config, way, news["job"])))
+        told = foreign.moment(before.get("time"))
+    except (Failure, OSError, ValueError):
         return False
     success = runs.known(config, "success", news["job"])
-    recovered = success is not None and datetime.fromisoformat(success["finished"]) >= told
+    recovered = success is not None and foreign.moment(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
     same = _without_numbers(str(before.get("summary"))) == _without_numbers(news["summary"])
     return same and recent and not recovered

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host, runs
+from abathur_db import database, foreign, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, counted
 
@@ -54,7 +54,7 @@ class Manifest:
     @property
     def moment(self) -> datetime:
         """The time of the snapshot."""
-        return datetime.fromisoformat(self.created)
+        return foreign.moment(self.created)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _entry(config: Config, name: str) -> Entry:
         manifest = _parse(guarded.read_text(path))
     except FileNotFoundError:
         return Entry(name, None, f"its manifest {path.name} is gone")
-    except (Failure, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (Failure, OSError, ValueError, TypeError) as error:
         return Entry(name, None, f"its manifest {path.name} cannot be read: {error}")
     named = NAME.fullmatch(manifest.file)
     if manifest.id != name or not named or named["id"] != name or named["kind"] == "json":
@@ -106,17 +106,12 @@ def _entry(config: Config, name: str) -> Entry:
 
 
 def _parse(text: str) -> Manifest:
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("it is not an object")
+    values = foreign.record(text)
     manifest = Manifest(**values)
     for name, kind in typing.get_type_hints(Manifest).items():
         if not _is(values[name], kind):
             raise ValueError(f"it says {name} = {values[name]!r:.60}")
-    # Raises ValueError for what is no moment; one without a zone, or beyond all years, could not be compared.
-    if manifest.moment.tzinfo is None:
-        raise ValueError(f"{manifest.created} has no time zone")
-    manifest.moment.astimezone(UTC)
+    foreign.moment(manifest.created, zoned=True)
     return manifest
 
 
@@ -211,17 +206,16 @@ def before(config: Config, at: datetime) -> Manifest | None:
 def moment(text: str) -> datetime | None:
     """Return the moment that a text names, in UTC unless it says otherwise; None for another text."""
     try:
-        at = datetime.fromisoformat(text)
+        return foreign.moment(text)
     except ValueError:
         return None
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def next_sequence(config: Config) -> int:
     """Return the number of the next backup, and remember it: also when every backup is gone it goes on."""
     path = config.records("backup") / SEQUENCE
     try:
-        last = int(guarded.read_text(path))
+        last = foreign.whole(guarded.read_text(path))
     except (FileNotFoundError, ValueError):
         last = 0
     number = max([last, *(each.manifest.sequence for each in entries(config) if each.manifest)]) + 1
@@ -237,10 +231,10 @@ def checks(config: Config) -> dict[str, dict[str, Any]]:
     database's owner who writes it, and that one stops no backup.
     """
     try:
-        found = json.loads(guarded.read_text(config.state_directory / CHECKS))
-    except (Failure, OSError, ValueError, RecursionError):
+        found = foreign.record(guarded.read_text(config.state_directory / CHECKS))
+    except (Failure, OSError, ValueError):
         return {}
-    return {name: each for name, each in found.items() if _is_check(each)} if isinstance(found, dict) else {}
+    return {name: each for name, each in found.items() if _is_check(each)}
 
 
 def _is_check(value: Any) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from abathur_db import guarded, host
+from abathur_db import foreign, guarded, host
 from abathur_db.result import Exit, Failure
 
 T = TypeVar("T")
@@ -222,22 +222,18 @@ def in_memory() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def text(data: bytes) -> str:
-    """Return a text of the database: applications store what is no UTF-8 as well, which ends nothing."""
-    return data.decode("utf-8", "replace")
-
-
 def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
     """Set what does not persist in the file (design document, section 2.2).
 
     Departs from it in wal_autocheckpoint: 0 keeps our jobs from being a second checkpointer beside
     the application (SQLite's WAL-reset defect).
     """
+    # An application may have written what is no UTF-8; else sqlite3 refuses the row, and its error repeats the text.
+    connection.text_factory = foreign.words
     connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_ms)}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.text_factory = text
     # Touches the file, so that one that is no database is refused here and not in the middle.
     connection.execute("PRAGMA schema_version")
 

@@ -10,7 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host, proof, release, replica, replication, restore, runs, shape, standby
+from abathur_db import (
+    database,
+    foreign,
+    guarded,
+    host,
+    proof,
+    release,
+    replica,
+    replication,
+    restore,
+    runs,
+    shape,
+    standby,
+)
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result
 
@@ -279,7 +292,7 @@ def _anew(config: Config, found: replica.Settings, copy: standby.Copy) -> replic
 
 def _note(*, standby_now: bool) -> None:
     """Say in the settings what this host is from now on: the next deploy says the same, from its inventory."""
-    values = json.loads(replica.SETTINGS.read_text(encoding="utf-8"))
+    values = foreign.record(replica.SETTINGS.read_text(encoding="utf-8"))
     before = replica.SETTINGS.stat()
     text = json.dumps({**values, "standby": standby_now}, sort_keys=True) + "\n"
     runs.write_whole(replica.SETTINGS, text, durable=True, mode=0o640)

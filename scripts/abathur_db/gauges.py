@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from abathur_db import catalog, database, host, latency, maintenance, replica, replication, resources, runs
+from abathur_db import catalog, database, foreign, host, latency, maintenance, replica, replication, resources, runs
 from abathur_db.config import Config
 from abathur_db.textfile import Sample
 
@@ -49,11 +49,10 @@ def of_jobs(config: Config) -> list[Sample]:
         last = runs.known(config, "last", job)
         success = runs.known(config, "success", job)
         if last:
-            samples += [
-                Sample("job_ok", float(last["ok"]), labels, last["finished"]),
-                Sample("job_seconds", last["seconds"], labels, last["finished"]),
-            ]
-        succeeded = datetime.fromisoformat(success["finished"]).timestamp() if success else 0
+            samples.append(Sample("job_ok", float(last["ok"]), labels, last["finished"]))
+            if (seconds := last.get("seconds")) is not None:
+                samples.append(Sample("job_seconds", seconds, labels, last["finished"]))
+        succeeded = foreign.moment(success["finished"]).timestamp() if success else 0
         samples.append(Sample("job_last_success_timestamp_seconds", succeeded, labels))
         calendar = re.search(r"^OnCalendar=(.+)$", link.read_text(encoding="utf-8"), re.MULTILINE)
         period = host.period_seconds(calendar[1]) if calendar else None
@@ -74,9 +73,8 @@ def of_backups(config: Config) -> list[Sample]:
     if newest:
         age = (datetime.now(UTC) - newest.moment).total_seconds()
         samples += [Sample("backup_age_seconds", max(age, 0)), Sample("backup_bytes", newest.bytes)]
-    if drilled := runs.known(config, "success", "drill"):
-        samples.append(Sample("drill_seconds", drilled["data"]["recovery_seconds"]))
-    return samples
+    seconds = runs.measured(config, "drill", "recovery_seconds")
+    return samples if seconds is None else [*samples, Sample("drill_seconds", seconds)]
 
 
 def of_replication(config: Config) -> list[Sample]:
@@ -84,7 +82,7 @@ def of_replication(config: Config) -> list[Sample]:
     known, settings = replication.state(config), replica.settings(config)
     if known is None or settings is None:
         return []
-    arrived = datetime.fromisoformat(known["arrived"]).timestamp() if known["arrived"] else 0
+    arrived = foreign.moment(known["arrived"]).timestamp() if known["arrived"] else 0
     samples = [
         Sample("replication_maximum_lag_seconds", settings.maximum_lag_seconds),
         Sample("replication_arrived_timestamp_seconds", arrived),
@@ -101,8 +99,6 @@ def of_database(config: Config, connection: sqlite3.Connection, notes: list[str]
 
     Raises sqlite3.Error for anything else that cannot be read.
     """
-    # An application may have written what is no UTF-8.
-    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     samples = [
         Sample("up", 1),
@@ -142,18 +138,19 @@ def _patient(connection: sqlite3.Connection, what: str, notes: list[str]) -> Ite
 def _growth(connection: sqlite3.Connection, _: str) -> list[Sample]:
     """Return the growth over the last day, or since the first value when that is less: never extrapolated.
 
-    A database that shrank grew by 0. Timestamps of this table are all ours, of one format: text compares.
+    A database that shrank grew by 0. Timestamps of this table are all ours, of one format: text compares. Rows of
+    somebody else's, without a number or a time, are passed over.
     """
     now = datetime.now(UTC)
     day = (now - timedelta(days=1)).isoformat(timespec="seconds")
-    one = "SELECT metric_value, timestamp FROM metrics WHERE metric_name = 'database_bytes'"
+    one = f"""SELECT metric_value, julianday('{now.isoformat()}') - julianday(timestamp) AS days FROM metrics
+        WHERE metric_name = 'database_bytes' AND metric_value {foreign.COUNTABLE} AND days NOTNULL"""
     before = connection.execute(f"{one} AND timestamp <= ? ORDER BY timestamp DESC LIMIT 1", (day,)).fetchone()
     first = before or connection.execute(f"{one} ORDER BY timestamp LIMIT 1").fetchone()
     if first is None:
         return []
-    days = (now - datetime.fromisoformat(first[1])).total_seconds() / 86400
     size = database.pragma(connection, "page_size") * database.pragma(connection, "page_count")
-    return [Sample("growth_bytes_per_day", max((size - first[0]) / max(days, 1), 0))]
+    return [Sample("growth_bytes_per_day", max((size - first[0]) / max(first[1], 1), 0))]
 
 
 def _statuses(connection: sqlite3.Connection, table: str) -> list[Sample]:

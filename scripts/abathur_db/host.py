@@ -12,10 +12,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from abathur_db import foreign
 from abathur_db.result import Exit, Failure
 
 MB = 1_000_000
@@ -242,7 +242,7 @@ def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
-        answer = json.loads(stream.read() or b"{}")
+        answer = foreign.record(stream.read() or b"{}")
     os.waitpid(child, 0)
     if "failure" in answer:
         raise Failure(answer["failure"], answer["hint"], Exit(answer["code"]))
@@ -284,7 +284,7 @@ def period_seconds(calendar: str) -> float | None:
     moments = re.findall(r"(?:Next elapse|Iter. #2|Iteration #2): \w+ (\S+ \S+) UTC", done.stdout)
     if len(moments) != 2:
         return None
-    first, second = (datetime.fromisoformat(each) for each in moments)
+    first, second = (foreign.moment(each) for each in moments)
     return (second - first).total_seconds()
 
 
@@ -295,7 +295,7 @@ def journal(job: str, invocation: str, lines: int) -> list[str]:
     which = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", f"abathur-db@{job}.service"]
     command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={lines}", *which]
     done = subprocess.run(command, capture_output=True, check=False)
-    return done.stdout.decode(errors="replace").splitlines()
+    return foreign.words(done.stdout).splitlines()
 
 
 def properties_of(units: list[str], *names: str) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, host, resources
+from abathur_db import foreign, host, resources
 from abathur_db.result import Failure
 
 THINK_SECONDS = (0.02, 0.08)
@@ -84,7 +84,7 @@ def measure(
         chance = random.Random(number)
         try:
             async with aiosqlite.connect(path, isolation_level=None) as connection:
-                connection.text_factory = database.text
+                connection.text_factory = foreign.words
                 await connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
                 await connection.execute("PRAGMA foreign_keys = ON")
                 end = time.perf_counter() + seconds

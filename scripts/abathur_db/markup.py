@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from abathur_db import host
+from abathur_db import foreign, host
 
 GOOD, BAD, WARN = "good", "bad", "warn"
 GLYPHS = {GOOD: "✓", BAD: "✕", WARN: "!"}
@@ -62,10 +62,9 @@ def empty(sentence: str) -> str:
 def moment(text: Any) -> datetime | None:
     """Return an ISO time, None for anything else; one without a zone is UTC."""
     try:
-        found = datetime.fromisoformat(str(text))
+        return foreign.moment(text)
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def when(text: Any) -> str:
@@ -73,7 +72,6 @@ def when(text: Any) -> str:
     found = moment(text)
     if found is None:
         return e(text if text else "never")
-    found = found.astimezone(UTC)
     return f'<time datetime="{found.isoformat()}">{found.day} {found:%b %Y, %H:%M}</time>'
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
-from abathur_db import chart
+from abathur_db import chart, foreign
 from abathur_db.markup import (
     BAD,
     GOOD,
@@ -79,7 +79,7 @@ def jobs(data: Data) -> str:
     """Return the calendar of the jobs' results, what failed in its days, and the last and next run of each."""
     if not data["jobs"]:
         return section("jobs", "Jobs", empty("No job has run yet, and no timer is installed."))
-    today = datetime.fromisoformat(data["generated"]).date()
+    today = foreign.moment(data["generated"]).date()
     days = [today - timedelta(days=DAYS - 1 - number) for number in range(DAYS)]
     head = "".join(_day(each, number) for number, each in enumerate(days))
     body = "".join(_row(name, job["runs"], days) for name, job in data["jobs"].items())

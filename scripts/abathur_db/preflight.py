@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
-from abathur_db import database, drift, failover, host, requirements, resources, runs, schema, seed, status
+from abathur_db import database, drift, failover, foreign, host, requirements, resources, runs, schema, seed, status
 from abathur_db import release as releases
 from abathur_db import schedule as times
 from abathur_db.config import Config
@@ -104,12 +103,9 @@ def _above(place: Path) -> Check:
 
 def _parsed(option: str, text: str) -> dict[str, Any]:
     try:
-        wanted = json.loads(text)
+        return foreign.record(text)
     except ValueError:
-        wanted = None
-    if not isinstance(wanted, dict):
-        raise Failure(f"{option} is not a JSON object: {text[:60]}", "let the deploy call this", Exit.USAGE)
-    return wanted
+        raise Failure(f"{option} is not a JSON object: {text[:60]}", "let the deploy call this", Exit.USAGE) from None
 
 
 def _healthy(config: Config, data: dict[str, Any], standby: bool) -> bool:

@@ -16,7 +16,20 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, database, host, replica, restore, runs, schema, seed, soundness, standby, takeover
+from abathur_db import (
+    catalog,
+    database,
+    foreign,
+    host,
+    replica,
+    restore,
+    runs,
+    schema,
+    seed,
+    soundness,
+    standby,
+    takeover,
+)
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
@@ -58,12 +71,18 @@ def unfinished(config: Config) -> bool:
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a kept release: release, backup, user_version, timers, services, time."""
+    """Return the record of a kept release: release, backup, user_version, timers, services, time; None without one.
+
+    Raises Failure when it cannot be read: without it nobody knows which backup a rollback needs.
+    """
+    path = folder / RECORD
     try:
-        found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return foreign.record(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return found
+    except ValueError as error:
+        hint = f"move it away, then deploy again: mv {path} {path}.bad"
+        raise Failure(f"{path} cannot be read: {error}", hint) from None
 
 
 def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
@@ -341,10 +360,10 @@ def _note(config: Config) -> Path:
 def stopped(config: Config) -> list[str]:
     """Return the units that a deploy or a rollback has stopped and not started again: it was cut in between."""
     try:
-        found: list[str] = json.loads(_note(config).read_text(encoding="utf-8"))
+        found = foreign.value(_note(config).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return []
-    return found
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def _stop(config: Config, *, needed: bool) -> list[str]:

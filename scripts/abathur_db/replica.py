@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from abathur_db import database, guarded, host, runs
+from abathur_db import database, foreign, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
@@ -121,7 +121,7 @@ class Settings:
 def settings(config: Config) -> Settings | None:
     """Return the settings, None where this database is not replicated. Raises Failure (USAGE) for others than ours."""
     try:
-        values = json.loads(SETTINGS.read_text(encoding="utf-8"))
+        values = foreign.record(SETTINGS.read_text(encoding="utf-8"))
         found = Settings(**{**values, "database": Path(values["database"]), "litestream": Path(values["litestream"])})
     except FileNotFoundError:
         return None
@@ -181,10 +181,10 @@ def remember(config: Config, known: dict[str, Any]) -> dict[str, Any]:
 def last_lineage(config: Config) -> dict[str, Any] | None:
     """Return what was last replicated: `lineage`, `url`, and `file`; None before the first time."""
     try:
-        known = json.loads(guarded.read_text(home(config) / "lineage.json"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        known = foreign.record(guarded.read_text(home(config) / "lineage.json"))
+    except (FileNotFoundError, ValueError):
         return None
-    return known if isinstance(known, dict) and type(known.get("lineage")) is int else None
+    return known if type(known.get("lineage")) is int else None
 
 
 def _own(config: Config, found: Settings) -> int:
@@ -231,7 +231,7 @@ def newer(config: Config, found: Settings) -> int:
 
 def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]]:
     """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
-    listed: list[dict[str, Any]] = json.loads(ask(config, found, number, "ltx", "-level", "all", "-json"))
+    listed: list[dict[str, Any]] = foreign.value(ask(config, found, number, "ltx", "-level", "all", "-json"))
     return listed
 
 
@@ -255,20 +255,21 @@ def point(config: Config, found: Settings, moment: datetime | None = None) -> Po
     Moments are those of the changes, to the second. Raises Failure when the replica cannot be read.
     """
     for number in range(newest(config, found), 0, -1):
-        times = [datetime.fromisoformat(each["timestamp"]) for each in changes(config, found, number)]
+        times = [foreign.moment(each["timestamp"]) for each in changes(config, found, number)]
         if not times or (moment and min(times) > moment):
             continue
         # Litestream has no state for a moment after the last change.
         within = moment is not None and moment <= max(times)
         arguments = ("-timestamp", f"{moment:%Y-%m-%dT%H:%M:%SZ}") if within else ()
         try:
-            plan = json.loads(ask(config, found, number, "restore", *arguments, "-dry-run", "-json", "-o", "/dev/null"))
+            told = ask(config, found, number, "restore", *arguments, "-dry-run", "-json", "-o", "/dev/null")
         except Failure as failure:
             if GONE.search(str(failure)):
                 continue
             raise
-        last = max(datetime.fromisoformat(each["timestamp"]) for each in plan["files"])
-        return Point(number, last, sum(each["size"] for each in plan["files"]), arguments)
+        files = foreign.record(told)["files"]
+        last = max(foreign.moment(each["timestamp"]) for each in files)
+        return Point(number, last, sum(each["size"] for each in files), arguments)
     return None
 
 
@@ -382,7 +383,7 @@ def noted_unreadable(config: Config) -> str:
     """Return what note_unreadable has noted last."""
     try:
         return guarded.read_text(home(config) / "unreadable").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return ""
 
 

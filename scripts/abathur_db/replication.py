@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, host, replica, runs, standby, wal, watch
+from abathur_db import database, foreign, host, replica, runs, standby, wal, watch
 from abathur_db.config import Config
 from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
@@ -154,7 +154,7 @@ def _refused(config: Config) -> str:
     last = runs.known(config, "last", "replicate")
     if last is None or last["ok"]:
         return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(last["finished"])).total_seconds()
+    seconds = (datetime.now(UTC) - foreign.moment(last["finished"])).total_seconds()
     return f": {last['summary']}" if 0 <= seconds < RECENT_SECONDS else ""
 
 
@@ -171,14 +171,14 @@ def _told(config: Config, found: replica.Settings) -> dict[str, Any]:
     """Return what the running Litestream tells of itself; empty when it does not."""
     options = ("-json", "-timeout", "5", "-socket", str(replica.socket(config)))
     try:
-        answer: dict[str, Any] = json.loads(replica.run(found, "info", *options, seconds=10))
+        return foreign.record(replica.run(found, "info", *options, seconds=10))
     except (Failure, ValueError):
         return {}
-    return answer
 
 
 def _uptime(config: Config, found: replica.Settings) -> float:
-    return float(_told(config, found).get("uptime_seconds", FIRST_COPY_SECONDS))
+    seconds = _told(config, found).get("uptime_seconds")
+    return seconds if foreign.is_number(seconds) else FIRST_COPY_SECONDS
 
 
 def arrived(config: Config, found: replica.Settings) -> float | None:
@@ -192,14 +192,17 @@ def arrived(config: Config, found: replica.Settings) -> float | None:
     wanted = {"lineage": _known(config, found).get("lineage"), "url": found.url}
     if not success or any(success["data"].get(name) != value for name, value in wanted.items()):
         return None
-    arrived = success["data"].get("arrived")
-    return datetime.fromisoformat(arrived).timestamp() if isinstance(arrived, str) else None
+    try:
+        return foreign.moment(success["data"].get("arrived")).timestamp()
+    except ValueError:
+        return None
 
 
 def _begin_anew(config: Config, found: replica.Settings) -> None:
     """End Litestream, which is then started on an emptied log."""
-    if pid := _told(config, found).get("pid"):
-        os.kill(int(pid), signal.SIGTERM)
+    pid = _told(config, found).get("pid")
+    if type(pid) is int and pid > 0:
+        os.kill(pid, signal.SIGTERM)
 
 
 def _unsent(config: Config) -> int:
@@ -228,10 +231,10 @@ def _sound(known: dict[str, Any]) -> bool:
     if known["arrived"] is None:
         return known["lag_seconds"] is None
     try:
-        datetime.fromisoformat(known["arrived"]).timestamp()
-    except (ValueError, TypeError, OverflowError):
+        foreign.moment(known["arrived"])
+    except ValueError:
         return False
-    return type(known["lag_seconds"]) in (int, float)
+    return foreign.is_number(known["lag_seconds"])
 
 
 def check(config: Config) -> list[Check]:

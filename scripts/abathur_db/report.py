@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import tempfile
@@ -14,6 +13,7 @@ from abathur_db import (
     catalog,
     database,
     fleet_page,
+    foreign,
     host,
     page,
     replica,
@@ -130,7 +130,8 @@ def write_page(target: Path, text: str) -> None:
         # A name of its own: in a directory that others may write to, a known one could be a symlink.
         descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            # JSON can name half a letter, which is no text and which no file of UTF-8 can hold.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
             Path(partial).replace(target)
         except BaseException:
@@ -182,9 +183,8 @@ def fleet(config: Config, directory: Path, hosts: list[str]) -> Result:  # noqa:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        found = json.loads(source.read_text(encoding="utf-8"))
+        return foreign.record(source.read_bytes())
     except FileNotFoundError:
         return {"unreachable": "nothing was gathered from it yet"}
     except (OSError, ValueError) as error:
         return {"unreachable": f"{source.name} cannot be read: {error}"}
-    return found if isinstance(found, dict) else {"unreachable": f"{source.name} is not a report"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from abathur_db import config
+from abathur_db import config, foreign
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,15 @@ class Query:
     sample: str
 
 
+NAMES = {"migrations": r"\d{4}_\w+\.sql", "seeds": r"\w+\.json", "queries": r"\w+\.sql"}
+"""How the files below sql/ are named, by directory; what an editor or a person left beside them is not read."""
+
+
 def _directory(name: str) -> list[Traversable]:
     packaged = files("abathur_db") / "sql"
     root: Traversable = packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql"
-    return sorted((root / name).iterdir(), key=lambda entry: entry.name)
+    there = (entry for entry in (root / name).iterdir() if re.fullmatch(NAMES[name], entry.name))
+    return sorted(there, key=lambda entry: entry.name)
 
 
 @functools.cache
@@ -46,16 +50,15 @@ def migrations() -> tuple[Migration, ...]:
     """Return the migrations in order."""
     found = []
     for entry in _directory("migrations"):
-        if entry.name.endswith(".sql"):
-            name = entry.name.removesuffix(".sql")
-            found.append(Migration(int(name.split("_")[0]), name, entry.read_text(encoding="utf-8")))
+        name = entry.name.removesuffix(".sql")
+        found.append(Migration(int(name.split("_")[0]), name, entry.read_text(encoding="utf-8")))
     return tuple(found)
 
 
 @functools.cache
 def seeds() -> tuple[dict[str, Any], ...]:
     """Return the seeds: namespace, key, memory_type and value of each."""
-    return tuple(json.loads(entry.read_text(encoding="utf-8")) for entry in _directory("seeds"))
+    return tuple(foreign.record(entry.read_text(encoding="utf-8")) for entry in _directory("seeds"))
 
 
 @functools.cache

@@ -5,13 +5,12 @@ Nothing is ever deleted for good, and every row that is changed leaves its audit
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from abathur_db import database, host, runs, trail
+from abathur_db import database, foreign, host, runs, trail
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 
@@ -34,7 +33,7 @@ AND lower.key = memory_entries.key AND lower.version < memory_entries.version AN
 AND NOT coalesce(julianday(lower.updated_at) < julianday(:oldest), 0))"""
 """A lower version that stays: without the higher one, applications would read it as the newest again."""
 
-Change = Callable[[sqlite3.Connection, str], bool]
+Change = Callable[[sqlite3.Connection, int], bool]
 
 
 def retain(config: Config, dry_run: bool = False) -> Result:
@@ -49,10 +48,8 @@ def retain(config: Config, dry_run: bool = False) -> Result:
         if ttl_days is None:
             return Result("retain", f"skipped: there is no memory {'/'.join(POLICY)}, so no policy")
         memory_age, session_age = ({"oldest": _ago(days)} for days in (ttl_days, config.retain_session_days))
-        memories = _ids(
-            connection, f"SELECT id FROM memory_entries WHERE {OLD_MEMORY} AND NOT {YOUNGER_BELOW}", memory_age
-        )
-        sessions = _ids(connection, f"SELECT id FROM sessions WHERE {OLD_SESSION}", session_age)
+        memories = _found(connection, f"memory_entries WHERE {OLD_MEMORY} AND NOT {YOUNGER_BELOW}", memory_age)
+        sessions = _found(connection, f"sessions WHERE {OLD_SESSION}", session_age)
     done = {"memories": len(memories), "sessions": len(sessions)}
     if not dry_run:
         done = _change(
@@ -75,8 +72,9 @@ def _ago(days: int) -> str:
     return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
 
 
-def _ids(connection: sqlite3.Connection, sql: str, parameters: dict[str, str]) -> list[str]:
-    return [row[0] for row in connection.execute(sql, parameters)]
+def _found(connection: sqlite3.Connection, what: str, parameters: dict[str, str]) -> list[int]:
+    """Return rows by their rowid: the key of a session may be any text, also one that is no UTF-8."""
+    return [row for (row,) in connection.execute(f"SELECT rowid FROM {what}", parameters)]
 
 
 def _ttl_days(connection: sqlite3.Connection) -> int | None:
@@ -88,19 +86,19 @@ def _ttl_days(connection: sqlite3.Connection) -> int | None:
     if newest is None or newest[1]:
         return None
     try:
-        days = json.loads(newest[0])["episodic_ttl_days"]
-    except (ValueError, TypeError, KeyError):
+        days = foreign.record(newest[0]).get("episodic_ttl_days")
+    except ValueError:
         days = None
     # 0 would delete what was written a moment ago; a wrong value is not guessed at.
     if type(days) is not int or not 0 < days <= MOST_DAYS:
         raise Failure(
-            f"the memory {'/'.join(POLICY)} states no episodic_ttl_days from 1 to {MOST_DAYS}: {str(newest[0])[:200]}",
+            f"the memory {'/'.join(POLICY)} states no episodic_ttl_days from 1 to {MOST_DAYS}",
             "write a new version of it; nothing was changed",
         )
     return days
 
 
-def _change(config: Config, work: dict[str, tuple[list[str], Change]]) -> dict[str, int]:
+def _change(config: Config, work: dict[str, tuple[list[int], Change]]) -> dict[str, int]:
     """Change the rows in small transactions, with a rest after each; return how many were changed, by kind."""
     done = dict.fromkeys(work, 0)
     try:
@@ -123,37 +121,31 @@ def _change(config: Config, work: dict[str, tuple[list[str], Change]]) -> dict[s
     return done
 
 
-def _delete(connection: sqlite3.Connection, row: str, age: dict[str, str], ttl_days: int) -> bool:
+def _delete(connection: sqlite3.Connection, row: int, age: dict[str, str], ttl_days: int) -> bool:
     """Soft-delete a memory that is still as old as it was when it was found; return whether it was."""
     found = connection.execute(
-        f"SELECT namespace, key, version, updated_at FROM memory_entries WHERE id = :id AND {OLD_MEMORY}",
-        {"id": row, **age},
+        f"SELECT key, version, updated_at FROM memory_entries WHERE rowid = :row AND {OLD_MEMORY}",
+        {"row": row, **age},
     ).fetchone()
     if found is None:
         return False
-    namespace, key, version, updated_at = found
+    key, version, updated_at = found
     connection.execute(
-        "UPDATE memory_entries SET is_deleted = 1, updated_at = ?, updated_by = 'system' WHERE id = ?",
+        "UPDATE memory_entries SET is_deleted = 1, updated_at = ?, updated_by = 'system' WHERE rowid = ?",
         (runs.now(), row),
     )
     about = {"key": key, "version": version, "updated_at": updated_at, "episodic_ttl_days": ttl_days}
-    trail.note(
-        connection,
-        "retain",
-        action_data=json.dumps(about),
-        memory_operation_type="delete",
-        memory_namespace=namespace,
-        memory_entry_id=row,
-    )
+    trail.note(connection, "retain", about, operation="delete", memory=row)
     return True
 
 
-def _archive(connection: sqlite3.Connection, row: str, age: dict[str, str]) -> bool:
+def _archive(connection: sqlite3.Connection, row: int, age: dict[str, str]) -> bool:
     """Archive a session that is still terminated; return whether it was."""
     changed = connection.execute(
-        f"UPDATE sessions SET status = 'archived', archived_at = :now WHERE id = :id AND {OLD_SESSION}",
-        {"now": runs.now(), "id": row, **age},
-    ).rowcount
-    if changed:
-        trail.note(connection, "retain", action_data=json.dumps({"session_id": row, "status": "archived"}))
+        "UPDATE sessions SET status = 'archived', archived_at = :now"
+        f" WHERE rowid = :row AND {OLD_SESSION} RETURNING id",
+        {"now": runs.now(), "row": row, **age},
+    ).fetchall()
+    for (identity,) in changed:
+        trail.note(connection, "retain", {"session_id": identity, "status": "archived"})
     return bool(changed)

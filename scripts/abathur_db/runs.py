@@ -7,12 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host, progress
+from abathur_db import database, foreign, guarded, host, progress
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
@@ -65,7 +65,7 @@ def remember(state_directory: Path, run: dict[str, Any]) -> None:
     path = directory / f"{run['command']}.jsonl"
     kept = {key: run.get(key) for key in ("finished", "ok", "seconds", "exit_code", "invocation")}
     # Numbers only: what a drill measured, how much a backup holds.
-    numbers = {key: each for key, each in run.get("data", {}).items() if type(each) in (int, float)}
+    numbers = {key: each for key, each in run.get("data", {}).items() if foreign.is_number(each)}
     line = json.dumps({**kept, "summary": str(run["summary"])[:SUMMARY_LENGTH], "data": numbers})
     with _alone(directory):
         # A power cut may have left half a line: it ends here, and a reader passes it over.
@@ -103,12 +103,8 @@ def history(state_directory: Path, command: str) -> list[dict[str, Any]]:
         return []
     found = []
     for line in text.splitlines():
-        try:
-            run = json.loads(line)
-            datetime.fromisoformat(run["finished"])
-        except (ValueError, TypeError, KeyError):
-            continue
-        found.append(run)
+        with suppress(ValueError):
+            found.append(_run(line))
     return found
 
 
@@ -119,13 +115,28 @@ RECORD: dict[str, Any] = {"ok": False, "summary": "", "hint": "", "finished": ""
 def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] | None:
     """Return the record of a command, None when there is none to be read; `kind`: last, success, unit."""
     try:
-        found = json.loads(guarded.read_text(state_directory / kind / f"{command}.json"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return _run(guarded.read_text(state_directory / kind / f"{command}.json"))
+    except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(found, dict) or "ok" not in found:
-        return None
-    whole: dict[str, Any] = {**RECORD, **found}
-    return whole if all(isinstance(whole[name], type(value)) for name, value in RECORD.items()) else None
+
+
+def _run(text: str) -> dict[str, Any]:
+    """Return what was noted of a run. Raises ValueError for what this tool has not written."""
+    found = foreign.record(text)
+    whole = {**RECORD, **found}
+    if "ok" not in found or not all(isinstance(whole[name], type(value)) for name, value in RECORD.items()):
+        raise ValueError("it is no run")
+    if not (whole.get("seconds") is None or foreign.is_number(whole["seconds"])):
+        raise ValueError("it did not take a number of seconds")
+    foreign.moment(whole["finished"])
+    return whole
+
+
+def measured(config: Config, command: str, name: str) -> float | None:
+    """Return a number that the last good run of a command found, by its name in the run's data; None without one."""
+    success = known(config, "success", command)
+    number = success["data"].get(name) if success else None
+    return number if foreign.is_number(number) else None
 
 
 def known(config: Config, kind: str, command: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import json
 import sqlite3
 from typing import Any
 
-from abathur_db import database, resources, trail
+from abathur_db import database, foreign, resources, trail
 from abathur_db.config import Config
 from abathur_db.result import Result
 
@@ -64,19 +64,26 @@ def _action(connection: sqlite3.Connection, each: dict[str, Any]) -> str:
         return "insert"
     row, _, text, is_deleted = newest
     try:
-        value = json.loads(text)
+        value = foreign.value(text)
     except ValueError:
         return "leave"
     if is_deleted:
         return "leave"
     if value == each["value"]:
         return "keep"
-    written = connection.execute(
+    return "update" if _written(connection, row) == fingerprint(value) else "leave"
+
+
+def _written(connection: sqlite3.Connection, row: int) -> Any:
+    """Return the fingerprint of what we wrote into a memory, None where the last audit row of a seed is not ours."""
+    last = connection.execute(
         "SELECT action_data FROM audit WHERE memory_entry_id = ? AND action_type = 'seed' ORDER BY id DESC LIMIT 1",
         (row,),
     ).fetchone()
-    ours = written is not None and json.loads(written[0]).get("sha256") == fingerprint(value)
-    return "update" if ours else "leave"
+    try:
+        return foreign.record(last[0]).get("sha256") if last else None
+    except ValueError:
+        return None
 
 
 def _insert(connection: sqlite3.Connection, each: dict[str, Any]) -> None:
@@ -87,14 +94,8 @@ def _insert(connection: sqlite3.Connection, each: dict[str, Any]) -> None:
         " VALUES (?, ?, ?, ?, ?, 'system', 'system')",
         (each["namespace"], each["key"], json.dumps(each["value"]), each["memory_type"], version),
     ).lastrowid
-    trail.note(
-        connection,
-        "seed",
-        action_data=json.dumps({"key": each["key"], "version": version, "sha256": fingerprint(each["value"])}),
-        memory_operation_type="create" if version == 1 else "update",
-        memory_namespace=each["namespace"],
-        memory_entry_id=row,
-    )
+    about = {"key": each["key"], "version": version, "sha256": fingerprint(each["value"])}
+    trail.note(connection, "seed", about, operation="create" if version == 1 else "update", memory=int(row or 0))
 
 
 def _result(actions: dict[str, str], dry_run: bool, *, untold: bool = False) -> Result:

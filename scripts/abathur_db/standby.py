@@ -7,6 +7,7 @@ in a folder of its own beside the database's place, and the former one stays unt
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, guarded, host, replica, runs
+from abathur_db import database, foreign, guarded, host, replica, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result
 
@@ -22,6 +23,9 @@ LOG = f"see why: journalctl -u {replica.FOLLOW.removesuffix('.service')} -n 50"
 
 LOOK_AGAIN_SECONDS = 10.0
 """How often a standby looks for a newer lineage: a look costs a request per level of Litestream's."""
+
+NAME = re.compile(r"\d{4,18}-\d{1,18}", re.ASCII)
+"""Lineage, and milliseconds since 1970: how the folder of a copy is named."""
 
 LEVEL_SECONDS = 60.0
 """How long a copy that follows, a second behind as a rule, may take for the last changes."""
@@ -65,20 +69,21 @@ class Copy:
         """Return the URL of the replica that it has caught up with; empty before that, and once it is gone."""
         try:
             return guarded.read_text(self.ready).strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return ""
 
     def applied(self) -> int:
         """Return the number of the last transaction in it, as Litestream notes it; 0 while it is restored."""
         try:
-            return int(guarded.read_text(self.path.with_name(f"{self.name}-txid")).strip(), 16)
+            return foreign.whole(guarded.read_text(self.path.with_name(f"{self.name}-txid")), 16)
         except (FileNotFoundError, ValueError):
             return 0
 
 
 def copies(config: Config) -> list[Copy]:
     """Return the copies that there are, the newest first."""
-    found = sorted(place(config).glob("[0-9]*-[0-9]*"), key=lambda each: each.name, reverse=True)
+    there = (each for each in place(config).glob("*-*") if NAME.fullmatch(each.name))
+    found = sorted(there, key=lambda each: each.name, reverse=True)
     return [Copy(each, config.database.name) for each in found]
 
 

@@ -123,9 +123,8 @@ def status(config: Config) -> Result:
     data["replication"] = replication.state(config)
     data["standby"] = checks[0].measured if follows else None
     newest = catalog.newest_verified(config)
-    drilled = runs.known(config, "success", "drill")
     data["newest_backup"] = newest.id if newest else None
-    data["recovery_seconds"] = drilled["data"].get("recovery_seconds") if drilled else None
+    data["recovery_seconds"] = runs.measured(config, "drill", "recovery_seconds")
     data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
     summary, hint = summarize("status", checks)
     return Result("status", summary, checks=checks, data=data, hint=hint, table=_table(data))

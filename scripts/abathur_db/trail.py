@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from typing import Any
 
-from abathur_db import database, runs
+from abathur_db import foreign, runs
 
 
 def takes_no_task(connection: sqlite3.Connection) -> bool:
@@ -13,16 +15,19 @@ def takes_no_task(connection: sqlite3.Connection) -> bool:
     return any(row[0] for row in rows)
 
 
-def note(connection: sqlite3.Connection, action: str, **values: str | int | None) -> None:
-    """Add a row about an action of the bundle, with the given columns; none where the table takes only those of tasks.
+def note(
+    connection: sqlite3.Connection, action: str, about: dict[str, Any], *, operation: str | None = None, memory: int = 0
+) -> None:
+    """Add a row about an action of the bundle; none where the table takes only those of tasks.
 
-    To be called inside the transaction of the change itself.
+    `operation`: what was done to the memory with this id. To be called inside the transaction of the change itself.
     """
     if takes_no_task(connection):
         return
-    row = {"timestamp": runs.now(), "action_type": action, "result": "ok", **values}
-    columns = ", ".join(map(database.quoted, row))
+    # By SQL: what the application wrote as a namespace need not be text.
     connection.execute(
-        f"INSERT INTO audit ({columns}) VALUES ({', '.join('?' * len(row))})",
-        list(row.values()),
+        "INSERT INTO audit (timestamp, action_type, action_data, result, memory_operation_type, memory_namespace,"
+        " memory_entry_id) SELECT ?1, ?2, ?3, 'ok', ?4, (SELECT namespace FROM memory_entries WHERE id = ?5),"
+        " (SELECT id FROM memory_entries WHERE id = ?5)",
+        (runs.now(), action, json.dumps(about, default=foreign.words), operation, memory),
     )

@@ -7,7 +7,6 @@ process has put another one in its place, all that Litestream sends goes on from
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from abathur_db import database, replica, wal
+from abathur_db import database, foreign, replica, wal
 from abathur_db.config import Config
 from abathur_db.result import Failure
 
@@ -145,7 +144,7 @@ def _goes_astray(child: subprocess.Popen[str], way: Way, hold: ExitStack) -> boo
     files = Files(way.config)
     for line in child.stderr or ():
         try:
-            told = json.loads(line, object_pairs_hook=_two_levels)
+            told = foreign.record(line, _two_levels)
         except ValueError:
             told = {"level": "ERROR", "msg": line.strip()}
         if told.get("level") in TOLD:
