@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from abathur_db import backup, catalog, release, retention, schema
-from abathur_db.catalog import Manifest
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from databases import picture
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,6 +169,29 @@ def test_a_clock_set_back_lets_nothing_go_that_was_kept_and_one_far_ahead_keeps_
     # Nothing is judged by its age, only by its order: ahead is as now, and back takes the newer ones out.
     assert ahead == kept_now
     assert {each.id for each in found if each.moment > NOW - off + retention.FUTURE} <= back
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Count the functions that some work calls: a measure of it that is the same on every machine."""
+    count = 0
+
+    def called(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_twice_the_backups_are_judged_with_twice_the_work() -> None:
+    counts = {"daily": 30, "weekly": 8, "monthly": 12}
+    few, many = (manifests([NOW - timedelta(hours=each) for each in range(count, 0, -1)]) for count in (500, 1000))
+    least = calls(lambda: retention.judge(few, counts, 3, (), NOW))
+    assert calls(lambda: retention.judge(many, counts, 3, (), NOW)) < 2.2 * least
 
 
 @pytest.fixture

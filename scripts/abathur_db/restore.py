@@ -122,9 +122,12 @@ def _nearer(config: Config, source: str) -> replica.Point | None:
     Raises Failure when the replica cannot be read: whoever asked for a moment should not get a worse one unasked.
     """
     settings, at = replica.settings(config), catalog.moment(source)
-    if settings is None or at is None or source in {each.id for each in catalog.entries(config)}:
+    if settings is None or at is None:
         return None
-    backup = catalog.before(config, at)
+    found = catalog.entries(config)
+    if source in {each.id for each in found}:
+        return None
+    backup = catalog.before(catalog.sound(found), at)
     try:
         point = replica.point(config, settings, at)
     except Failure as failure:

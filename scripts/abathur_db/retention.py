@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from abathur_db import catalog, database, host
-from abathur_db.catalog import Manifest
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Result
 
 DELETING = ".deleting"
@@ -39,28 +39,36 @@ def judge(
     Periods without a backup do not use the count up, so that a host that was off loses nothing.
     `never`: IDs that stay in any case. Pure: nothing is read or deleted.
     """
-    present = [each for each in found if each.moment <= now + FUTURE]
-    reasons: dict[str, str] = {each.id: "its time is in the future" for each in found if each not in present}
-    for each in present:
+    reasons: dict[str, str] = {}
+    present = []
+    for each in found:
+        if each.moment > now + FUTURE:
+            reasons[each.id] = "its time is in the future"
+            continue
+        present.append(each)
         if each.id in never:
-            reasons.setdefault(each.id, "the newest one, the newest verified one, or the one that a rollback needs")
+            reasons[each.id] = "the newest one, the newest verified one, or the one that a rollback needs"
     for each in present[:minimum]:
         reasons.setdefault(each.id, f"one of the {minimum} newest")
     for name, period_of in PERIODS:
         seen: set[str] = set()
         for each in present:
+            if len(seen) == counts[name]:
+                break
             period = period_of(each.moment.astimezone(UTC))
-            if period not in seen and len(seen) < counts[name]:
+            if period not in seen:
                 seen.add(period)
                 reasons.setdefault(each.id, f"{name} {period}")
     return [Verdict(each, each.id in reasons, reasons.get(each.id, "out of every period")) for each in found]
 
 
-def prune(config: Config, *, never: Collection[str], dry_run: bool = False) -> Result:
-    """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at."""
+def prune(config: Config, found: list[Manifest], *, never: Collection[str], dry_run: bool = False) -> Result:
+    """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at.
+
+    `found`: those that count, the newest first. `never`: IDs that stay in any case.
+    """
     # The newest one in any case: which one is verified is the word of the database's owner, who may only spare.
-    found = catalog.backups(config)
-    newest = [each for each in (*found[:1], catalog.newest_verified(config)) if each]
+    newest = [*found[:1], *catalog.verified(config, found)[:1]]
     counts = {name: getattr(config, f"backup_keep_{name}") for name, _ in PERIODS}
     kept = {*never, *(each.id for each in newest)}
     verdicts = judge(found, counts, config.backup_keep_minimum, kept, datetime.now(UTC))
