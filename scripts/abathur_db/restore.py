@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, replica, schema
+from abathur_db import catalog, database, host, packing, proof, readings, replica, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
 
 FRESH = "fresh"
 
-OWN_TABLES = ("metrics", "_litestream_seq", "_litestream_lock")
-"""What the bundle alone writes, every 5 minutes or as it replicates: these rows are no reason to refuse a way back."""
+OWN_TABLES = ("_litestream_seq", "_litestream_lock")
+"""Tables that Litestream alone writes as it replicates: their rows are no reason to refuse a way back."""
+OWN_ROWS = {"metrics": readings.OURS}
+"""Table that the application writes too -> the rows in it that the bundle wrote, which are no reason either."""
 
 DATABASE_LOCKS = (0x40000000, 512)
 """First byte and number of the PENDING, RESERVED and SHARED locks of a database file (PENDING_BYTE, os.h)."""
@@ -184,14 +186,15 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
     name = database.quoted(table)
     columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
     there = [row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))]
+    live = f"(SELECT * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)" if table in OWN_ROWS else f"main.{name}"
     if not there:
-        return {"new": connection.execute(f"SELECT count(*) FROM main.{name}").fetchone()[0], "changed": 0}
+        return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
     key = [database.quoted(column) for column, position in columns if position and column in there] or ["rowid"]
     match = " AND ".join(f"b.{each} IS a.{each}" for each in key)
-    new = f"SELECT count(*) FROM main.{name} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
+    new = f"SELECT count(*) FROM {live} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
     others = [database.quoted(column) for column, _ in columns if column in there]
     differs = " OR ".join(f"a.{each} IS NOT b.{each}" for each in others)
-    changed = f"SELECT count(*) FROM main.{name} a JOIN other.{name} b ON {match} WHERE {differs}"
+    changed = f"SELECT count(*) FROM {live} a JOIN other.{name} b ON {match} WHERE {differs}"
     return {"new": connection.execute(new).fetchone()[0], "changed": connection.execute(changed).fetchone()[0]}
 
 
