@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,23 @@ def manifest(conf: Config, identity: str) -> Path:
 def file(conf: Config, identity: str) -> Path:
     """Return the path of a backup's file."""
     return conf.backup_directory / str(json.loads(manifest(conf, identity).read_text())["file"])
+
+
+def copies(conf: Config, identity: str, count: int) -> list[str]:
+    """Lay copies of a backup beside it, one per hour before now; return their IDs, the oldest first."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    found = json.loads(manifest(conf, identity).read_text())
+    made = []
+    for number in range(1, count + 1):
+        moment = now - timedelta(hours=count - number + 1)
+        copied = f"{moment:%Y%m%d_%H%M%S}_7"
+        name = f"abathur_{copied}.db.zst"
+        os.link(file(conf, identity), conf.backup_directory / name)
+        said = {**found, "id": copied, "sequence": number, "file": name, "created": moment.isoformat()}
+        manifest(conf, copied).write_text(json.dumps(said, indent=2))
+        made.append(copied)
+    edit(conf, identity, sequence=count + 1)
+    return made
 
 
 def edit(conf: Config, identity: str, **changes: Any) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, runs, schema
+from abathur_db import backup, catalog, metrics, proof, report, restore, runs, schema, status
 from abathur_db.config import Config
-from abathur_db.result import Failure
-from backups import manifest
+from abathur_db.result import Failure, Result
+from backups import copies, manifest
 
 
 @pytest.fixture(autouse=True)
@@ -124,20 +127,60 @@ def test_the_newest_verified_backup_may_be_neither_too_old_nor_from_the_future(
     conf: Config, hours: int, ok: bool
 ) -> None:
     made(conf, created=(datetime.now(UTC) - timedelta(hours=hours)).isoformat())
-    check = catalog.age_check(conf)
+    check = catalog.age_check(conf, catalog.newest_verified(conf))
     assert (check.ok, check.expected) == (ok, "a verified backup of the last 26 h")
 
 
 def test_no_backup_at_all_is_too_old(conf: Config) -> None:
-    assert catalog.age_check(conf).measured == "no verified backup"
-    assert catalog.age_check(conf).hint == f"make one: abathur-db backup {conf.database}"
-    on_a_host = catalog.age_check(replace(conf, owner="abathur")).hint
+    assert catalog.age_check(conf, None).measured == "no verified backup"
+    assert catalog.age_check(conf, None).hint == f"make one: abathur-db backup {conf.database}"
+    on_a_host = catalog.age_check(replace(conf, owner="abathur"), None).hint
     assert on_a_host.startswith("make one: systemctl start abathur-db@backup; see why: journalctl")
 
 
 def test_old_backups_show_their_age_in_days(conf: Config) -> None:
     made(conf, created=(datetime.now(UTC) - timedelta(days=5)).isoformat())
     assert any("5 days" in line for line in catalog.list_backups(replace(conf)).report())
+
+
+READS: list[str] | None = None
+"""Manifests that were opened, while somebody counts."""
+
+
+def _reads(event: str, arguments: tuple[Any, ...]) -> None:
+    if READS is not None and event == "open" and re.search(r"/abathur_\d[^/]*\.json$", str(arguments[0])):
+        READS.append(str(arguments[0]))
+
+
+# An audit hook stays for good: that is why it asks.
+sys.addaudithook(_reads)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        catalog.list_backups,
+        status.status,
+        metrics.collect,
+        backup.prune,
+        backup.backup,
+        proof.drill,
+        lambda conf: report.report(conf, None),
+        lambda conf: proof.verify(conf, "latest"),
+        lambda conf: proof.verify(conf, "all"),
+        lambda conf: restore.restore(conf, "latest"),
+        lambda conf: restore.restore(conf, datetime.now(UTC).isoformat()),
+    ],
+)
+def test_a_command_opens_each_manifest_twice_at_most_however_many_there_are(
+    conf: Config, command: Callable[[Config], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = replace(conf, backup_keep_daily=400)
+    copies(conf, made(conf), 30)
+    monkeypatch.setattr(sys.modules[__name__], "READS", [])
+    assert command(conf).ok
+    assert READS
+    assert max(Counter(READS).values()) <= 2
 
 
 def test_a_file_written_durably_is_whole(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, database, gauges, host, metrics, proof, resources, runs, schema, seed
+import yaml
+from abathur_db import backup, database, gauges, host, metrics, proof, readings, resources, runs, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
-from databases import at_work, corrupt, rows, run, value
+from databases import ROOT, at_work, corrupt, rows, run, value
 
 TIMER = "[Timer]\nOnCalendar=*-*-* 02:00:00\n"
 RUN: dict[str, Any] = {"finished": "2026-11-24T02:00:00+00:00", "seconds": 1.5, "summary": "fine", "invocation": "x"}
@@ -58,11 +59,20 @@ def ago(**kwargs: float) -> str:
     return (datetime.now(UTC) - timedelta(**kwargs)).isoformat(timespec="seconds")
 
 
-def recorded(conf: Config, name: str, size: float, stamp: str) -> None:
-    run(
-        conf.database,
-        f"INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('{stamp}', '{name}', {size})",
+def foreign(conf: Config, *rows: tuple[Any, ...]) -> None:
+    """Let the application write rows: timestamp, name, value, labels."""
+    connection = sqlite3.connect(conf.database)
+    connection.executemany(
+        "INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (?, ?, ?, ?)", rows
     )
+    connection.commit()
+    connection.close()
+
+
+def collected(conf: Config, stamp: str, size: float = 1, *more: tuple[str, float, str | None]) -> None:
+    """Write what a collector of any release writes at a moment: the sizes of the database, and more values."""
+    values = [("database_bytes", size, None), ("free_page_bytes", 0, None), ("wal_bytes", size, None), *more]
+    foreign(conf, *((stamp, *each) for each in values))
 
 
 def test_sizes_are_recorded_in_the_table(conf: Config) -> None:
@@ -127,11 +137,11 @@ def test_growth_is_that_of_the_last_day_and_never_extrapolated(conf: Config) -> 
     assert not any(line.startswith("growth") for line in found(metrics.collect(conf)))
     size = conf.database.stat().st_size
     run(conf.database, "DELETE FROM metrics")
-    recorded(conf, "database_bytes", size - 3000, ago(hours=1))
+    collected(conf, ago(hours=1), size - 3000)
     assert float(found(metrics.collect(conf))["growth_bytes_per_day"]) == 3000
-    recorded(conf, "database_bytes", size - 5000, ago(days=2))
+    collected(conf, ago(days=2), size - 5000)
     assert 2400 < float(found(metrics.collect(conf))["growth_bytes_per_day"]) <= 2500
-    recorded(conf, "database_bytes", size + 5000, ago(days=1.5))
+    collected(conf, ago(days=1.5), size + 5000)
     assert float(found(metrics.collect(conf))["growth_bytes_per_day"]) == 0
 
 
@@ -322,28 +332,99 @@ def test_what_takes_too_long_is_left_out_and_named(conf: Config, monkeypatch: py
 
 def test_old_rows_go_and_of_those_older_than_two_days_one_collection_of_each_hour_stays(conf: Config) -> None:
     base = datetime.now(UTC).replace(minute=0, second=0)
+
+    def stamp(days: int, minutes: int) -> str:
+        return (base - timedelta(days=days) + timedelta(minutes=minutes)).isoformat(timespec="seconds")
+
     for days, minutes in ((100, 0), (10, 7), (10, 12), (10, 17), (1, 7), (1, 12)):
-        stamp = (base - timedelta(days=days) + timedelta(minutes=minutes)).isoformat(timespec="seconds")
-        recorded(conf, "wal_bytes", minutes, stamp)
-    for minutes in (8, 9):
-        stamp = (base - timedelta(days=10) + timedelta(minutes=minutes)).isoformat(timespec="seconds")
-        recorded(conf, "job_ok", minutes, stamp)
+        collected(conf, stamp(days, minutes), minutes, ("tasks", 1, '{"status": "pending"}'))
+    for days in (100, 10):
+        foreign(conf, *((stamp(days, 8), name, 1, '{"job": "backup"}') for name in readings.RUN))
     with database.opened(conf.database, 100) as connection:
-        assert metrics.prune(connection, 90) == 3
-        assert metrics.prune(connection, 90) == 0
-    assert [(name, size) for _, name, size, _ in table(conf)] == [
+        assert readings.prune(connection, 90) == 4 + 2 * 4 + 2
+        assert readings.prune(connection, 90) == 0
+    assert [(name, size) for _, name, size, _ in table(conf) if name in ("wal_bytes", *readings.RUN)] == [
         ("wal_bytes", 7),
         ("wal_bytes", 7),
         ("wal_bytes", 12),
-        ("job_ok", 8),
-        ("job_ok", 9),
+        ("job_ok", 1),
+        ("job_seconds", 1),
+    ]
+    assert sum(name == "tasks" for _, name, *_ in table(conf)) == 3
+
+
+def alike(stamp: str) -> list[tuple[Any, ...]]:
+    """Return rows that an application may have, each as one of ours but for one thing."""
+    spelt = stamp.replace("T", " ").replace("+00:00", "")
+    labels = {"": None, "status": '{"status": "pending"}', "query": '{"query": "session_by_id"}'}
+    return [
+        (stamp, "agent_tokens_used", 1, None),
+        *((stamp, name, 1, labels[label]) for name, label in readings.VALUES.items() if name != "wal_bytes"),
+        *((spelt, name, 1, labels[label]) for name, label in readings.VALUES.items()),
+        (stamp, "job_ok", 1, '{"job": "backup"}'),
+        *((stamp, name, 1, '{"job": "import"}') for name in readings.RUN),
+        *((spelt, name, 1, '{"job": "backup"}') for name in readings.RUN),
     ]
 
 
+def test_no_row_of_the_application_goes_however_old_and_however_much_it_looks_like_ours(conf: Config) -> None:
+    for days in (200, 100, 10):
+        foreign(conf, *alike(ago(days=days)), *alike(ago(days=days, minutes=1)))
+    theirs = table(conf)
+    collected(conf, ago(days=100, seconds=30))
+    for _ in range(3):
+        metrics.collect(conf)
+        (conf.state_directory / "success/metrics.json").unlink(missing_ok=True)
+    assert [row for row in table(conf) if row[0] < ago(days=5)] == theirs
+
+
+def test_beside_a_collection_of_ours_rows_with_other_names_or_labels_stay(conf: Config) -> None:
+    stamp = ago(days=100)
+    theirs = [(stamp, "agent_tokens_used", 1.0, None), (stamp, "tasks", 1.0, None), (stamp, "wal_bytes", 1.0, "{}")]
+    collected(conf, stamp)
+    foreign(conf, *theirs)
+    metrics.collect(conf)
+    assert [row for row in table(conf) if row[0] == stamp] == theirs
+
+
+def test_the_rows_of_an_adopted_database_stay_whatever_their_names(conf: Config) -> None:
+    """57 600 readings of 200 days, as the application took them, became 2 406."""
+    foreign(conf, *((ago(minutes=5 * number), "agent_tokens_used", number, None) for number in range(57_600)))
+    for _ in range(3):
+        metrics.collect(conf)
+    assert value(conf.database, "SELECT count(*) FROM metrics WHERE metric_name = 'agent_tokens_used'") == 57_600
+
+
+def test_growth_is_told_of_our_sizes_alone(conf: Config) -> None:
+    run(conf.database, "DELETE FROM metrics")
+    foreign(conf, ("2026-01-31 10:00:00", "database_bytes", 1, None), ("long ago", "database_bytes", 1, None))
+    foreign(conf, (ago(days=2), "database_bytes", 1, None))
+    assert "growth_bytes_per_day" not in found(metrics.collect(conf))
+
+
+def test_every_value_that_is_kept_is_told_to_be_ours(conf: Config, timers: Path) -> None:
+    backup.backup(conf)
+    runs.record(conf.state_directory, {**RUN, **proof.drill(conf).as_dict(), "command": "drill"})
+    runs.record(conf.state_directory, {**RUN, "command": "backup", "ok": True})
+    run(conf.database, "INSERT INTO sessions (id, app_name, user_id) VALUES ('a', 'a', 'u')")
+    for _ in range(2):
+        metrics.collect(replace(conf, owner="root"))
+    ours = value(conf.database, f"SELECT count(*) FROM metrics WHERE {readings.OURS}")
+    assert ours == len(table(conf))
+    names = {name for _, name, *_ in table(conf)}
+    assert names == {*readings.VALUES, *readings.RUN} - {"tasks", "replication_lag_seconds"}
+    assert timers.is_dir()
+
+
+def test_each_job_with_a_timer_has_its_runs_kept_but_those_that_run_as_often_as_the_collector() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/abathur_maintenance/defaults/main.yml").read_text())
+    assert set(defaults["abathur_maintenance_jobs"]) - set(readings.JOBS) == set(gauges.OFTEN)
+
+
 def test_pruning_goes_in_small_transactions(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "SLICE_ROWS", 2)
+    monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
     for number in range(5):
-        recorded(conf, "wal_bytes", number, ago(days=100))
+        collected(conf, ago(days=100, seconds=number))
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -354,18 +435,50 @@ def test_pruning_goes_in_small_transactions(conf: Config, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "sleep", pause)
     metrics.collect(conf)
     assert value(conf.database, f"SELECT count(*) FROM metrics WHERE timestamp < '{ago(days=90)}'") == 0
-    assert pauses == [metrics.PAUSE_SECONDS] * 3
+    assert pauses == [readings.PAUSE_SECONDS] * 3
+
+
+def test_a_run_deletes_a_bounded_number_of_rows_and_the_next_goes_on(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
+    monkeypatch.setattr(readings, "SLICES", 2)
+    for number in range(6):
+        collected(conf, ago(days=100, seconds=number))
+    with database.opened(conf.database, 100) as connection:
+        assert [readings.prune(connection, 90) for _ in range(3)] == [12, 6, 0]
 
 
 def test_the_table_is_pruned_once_an_hour(conf: Config) -> None:
-    recorded(conf, "wal_bytes", 1, ago(days=100))
+    collected(conf, ago(days=100))
     runs.record(conf.state_directory, {**RUN, "command": "metrics", "ok": True, "finished": runs.now()})
     metrics.collect(conf)
     old = f"SELECT count(*) FROM metrics WHERE timestamp < '{ago(days=90)}'"
-    assert value(conf.database, old) == 1
+    assert value(conf.database, old) == 3
     runs.record(conf.state_directory, {**RUN, "command": "metrics", "ok": True, "finished": ago(hours=1)})
     metrics.collect(conf)
     assert value(conf.database, old) == 0
+
+
+def test_the_work_of_pruning_grows_with_the_collections_and_not_with_the_rows(conf: Config) -> None:
+    """Counted in steps of SQLite's own machine, which are the same on every processor."""
+    steps: list[int] = []
+
+    def counted(connection: sqlite3.Connection) -> int:
+        taken: list[None] = []
+        connection.set_progress_handler(lambda: taken.append(None), 100)
+        readings.prune(connection, 90)
+        connection.set_progress_handler(None, 0)
+        return len(taken)
+
+    with database.opened(conf.database, 100) as connection:
+        for more in (0, 50_000):
+            connection.executemany(
+                "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, 'agent_tokens_used', 1)",
+                ((ago(seconds=number),) for number in range(more)),
+            )
+            steps.append(counted(connection))
+    assert steps[1] <= steps[0] + 10
 
 
 WRITER = """

@@ -17,6 +17,7 @@ import backups
 import pytest
 from abathur_db import backup, catalog, cli, guarded, handover, proof, release, retention, runs, schema, seed, takeover
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Exit, Failure
 from databases import host_directory, picture, rows, toml
 
@@ -480,7 +481,7 @@ def test_a_backup_that_is_pruned_while_all_are_verified_is_no_fault(
     made = [backup.backup(conf).data["id"] for _ in range(2)]
     prove = proof.prove
 
-    def pruned_meanwhile(config: Config, manifest: catalog.Manifest, target: Path) -> list[str]:
+    def pruned_meanwhile(config: Config, manifest: Manifest, target: Path) -> list[str]:
         if manifest.id == made[0]:
             retention._delete(config, manifest)
             retention._finish(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, host, release, replica, resources, restore, schema, seed
+from abathur_db import backup, catalog, host, release, replica, resources, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from databases import corrupt, rows, run, value
@@ -212,6 +212,14 @@ def test_a_database_that_cannot_be_used_is_restored_from_the_newest_backup(
     assert f"restored backup {newest}" in go_back(conf).summary
     assert value(conf.database, "SELECT count(*) FROM memory_entries") == 203
     assert state(conf, etc) == ONE
+
+
+def test_a_rollback_takes_no_backup_that_failed_its_check_while_a_good_one_is_there(conf: Config, etc: Path) -> None:
+    good = deploy(conf, etc, "two", ["backup"])
+    bad = backup.backup(conf).data["id"]
+    catalog.remember_check(conf, bad, "verify", fault="flipped")
+    conf.database.unlink()
+    assert release.rollback(conf, "", lose_rows=True, failed_deploy=False).data["source"] == good
 
 
 def test_without_any_backup_a_broken_database_leaves_only_the_fresh_start(conf: Config, etc: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, database, host, maintenance, restore, schema, seed
+from abathur_db import backup, database, host, maintenance, metrics, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
@@ -97,9 +97,23 @@ def test_rows_of_a_table_that_the_backup_lacks_are_lost_too(conf: Config, saved:
 def test_what_the_bundle_measured_since_is_no_reason_to_refuse(conf: Config) -> None:
     schema.init(conf)
     backup.backup(conf)
-    run(conf.database, "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('2026-11-25', 'x', 1)")
+    assert metrics.collect(conf).changed
+    assert value(conf.database, "SELECT count(*) FROM metrics") > 0
     assert restore.restore(conf, "latest", dry_run=True).data["lost"] == {}
     assert restore.restore(conf, "latest", keep_rows=True).changed
+
+
+def test_what_the_application_measured_since_is_a_reason_to_refuse(conf: Config) -> None:
+    schema.init(conf)
+    insert = "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('2026-11-25T02:00:00+00:00', '{}', 1)"
+    run(conf.database, insert.format("x"))
+    backup.backup(conf)
+    metrics.collect(conf)
+    run(conf.database, insert.format("wal_bytes"), "UPDATE metrics SET metric_value = 2 WHERE metric_name = 'x'")
+    lost = {"metrics": {"new": 1, "changed": 1}}
+    assert restore.restore(conf, "latest", dry_run=True).data["lost"] == lost
+    with pytest.raises(Failure, match="metrics 1 new and 1 changed"):
+        restore.restore(conf, "latest", keep_rows=True)
 
 
 def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_replayed(conf: Config, saved: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, release, retention, schema
-from abathur_db.catalog import Manifest
+from abathur_db import backup, catalog, proof, release, retention, schema
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
+from abathur_db.retention import Verdict
+from backups import edit, flip
 from databases import picture
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,9 +46,27 @@ def manifests(moments: list[datetime]) -> list[Manifest]:
     return numbered[::-1]
 
 
+def judged(
+    found: list[Manifest],
+    numbers: tuple[int, ...],
+    *,
+    bad: Collection[str] = (),
+    never: Collection[str] = (),
+    now: datetime = NOW,
+) -> list[Verdict]:
+    """Judge by the counts daily, weekly, monthly and the minimum; `bad`: IDs that failed their last check."""
+    *counts, minimum = numbers
+    by_name = dict(zip(("daily", "weekly", "monthly"), counts, strict=True))
+    good = {each.id for each in found} - set(bad)
+    return retention.judge(found, good, by_name, minimum=minimum, never=never, now=now)
+
+
+def staying(verdicts: list[Verdict]) -> set[str]:
+    return {each.manifest.id for each in verdicts if each.keep}
+
+
 def kept(moments: list[datetime], daily: int, weekly: int, monthly: int, minimum: int = 0) -> list[datetime]:
-    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
-    verdicts = retention.judge(manifests(moments), counts, minimum, (), NOW)
+    verdicts = judged(manifests(moments), (daily, weekly, monthly, minimum))
     return [each.manifest.moment for each in verdicts if each.keep]
 
 
@@ -82,91 +104,141 @@ def test_a_stamp_from_the_future_neither_counts_nor_goes() -> None:
     assert kept([ahead, *days(2, 1)], daily=1, weekly=0, monthly=0) == [*days(1), ahead]
 
 
+def test_of_a_day_whose_last_backup_is_bad_the_last_good_one_stays_too() -> None:
+    early, middle, late = (NOW.replace(hour=hour) for hour in (1, 5, 9))
+    found = manifests([early, middle, late])
+    verdicts = judged(found, (1, 0, 0, 0), bad={found[0].id})
+    assert [each.manifest.moment for each in verdicts if each.keep] == [late, middle]
+
+
+def test_days_with_bad_backups_alone_do_not_use_up_the_days_of_the_good_ones() -> None:
+    found = manifests(days(5, 4, 3, 2, 1, 0))
+    bad = {each.id for each in found[:3]}
+    assert staying(judged(found, (2, 0, 0, 0), bad=bad)) == {each.id for each in [*found[:2], *found[3:5]]}
+
+
+def test_the_floor_is_made_of_good_backups() -> None:
+    found = manifests(days(6, 5, 4, 3, 2))
+    bad = {each.id for each in found[:3]}
+    assert {each.id for each in found[3:5]} <= staying(judged(found, (0, 0, 0, 2), bad=bad))
+
+
 moments = st.lists(
     st.datetimes(datetime(2024, 1, 1), datetime(2027, 12, 31)).map(lambda each: each.replace(tzinfo=UTC))
 )
 numbers = st.tuples(*[st.integers(0, 40)] * 4)
 
 
-@given(moments, numbers, st.data())
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Manifest], set[str]]:
+    """Draw backups, and which of them are known to be bad."""
+    found = manifests(draw(moments))
+    return found, draw(st.sets(st.sampled_from([each.id for each in found]))) if found else set()
+
+
+@given(histories(), numbers, st.data())
 def test_whatever_the_history_retention_keeps_what_it_promises(
-    made: list[datetime], numbers: tuple[int, int, int, int], data: st.DataObject
+    history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int], data: st.DataObject
 ) -> None:
+    found, bad = history
     daily, weekly, monthly, minimum = numbers
-    found = manifests(made)
     never = data.draw(st.sets(st.sampled_from([each.id for each in found]))) if found else set()
-    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
-    verdicts = retention.judge(found, counts, minimum, never, NOW)
-    stay = {each.manifest.id for each in verdicts if each.keep}
+    verdicts = judged(found, numbers, bad=bad, never=never)
+    stay = staying(verdicts)
     present = [each for each in found if each.moment <= NOW + retention.FUTURE]
+    good = [each for each in present if each.id not in bad]
     assert [each.manifest for each in verdicts] == found
     assert never <= stay
     assert {each.id for each in found} - {each.id for each in present} <= stay
-    assert {each.id for each in present[:minimum]} <= stay
-    days_kept = {each.moment.date() for each in present if each.id in stay}
-    assert len(days_kept) >= min(daily, len({each.moment.date() for each in present}))
-    assert len([each for each in present if each.id in stay]) <= daily + weekly + monthly + minimum + len(never)
+    assert {each.id for each in good[:minimum]} <= stay
+    days_kept = {each.moment.date() for each in good if each.id in stay}
+    assert len(days_kept) >= min(daily, len({each.moment.date() for each in good}))
+    assert len([each for each in present if each.id in stay]) <= 2 * (daily + weekly + monthly + minimum) + len(never)
     # Judging what stayed again lets nothing more go.
-    again = retention.judge([each for each in found if each.id in stay], counts, minimum, never, NOW)
+    again = judged([each for each in found if each.id in stay], numbers, bad=bad, never=never)
     assert all(each.keep for each in again)
 
 
-@given(moments, numbers)
-def test_every_period_that_counts_keeps_its_last_backup_and_says_why(
-    made: list[datetime], numbers: tuple[int, int, int, int]
+@given(histories(), numbers)
+def test_every_period_that_counts_keeps_its_last_backup_and_its_last_good_one_and_says_why(
+    history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
 ) -> None:
     """Said anew in other words: of each period the last made, of the newest periods as many as the count."""
+    found, bad = history
     *wanted, minimum = numbers
-    counts = dict(zip(("daily", "weekly", "monthly"), wanted, strict=True))
-    found = manifests(made)
-    verdicts = retention.judge(found, counts, minimum, (), NOW)
-    stay = {each.manifest.id for each in verdicts if each.keep}
+    periods: tuple[Callable[[Manifest], Any], ...] = (
+        lambda each: each.moment.date(),
+        lambda each: each.moment.isocalendar()[:2],
+        lambda each: (each.moment.year, each.moment.month),
+    )
+    verdicts = judged(found, numbers, bad=bad)
     present = [each for each in found if each.moment <= NOW + retention.FUTURE]
-    needed = {each.id for each in found if each not in present} | {each.id for each in present[:minimum]}
-    for name, period_of in (
-        ("daily", lambda each: each.moment.date()),
-        ("weekly", lambda each: each.moment.isocalendar()[:2]),
-        ("monthly", lambda each: (each.moment.year, each.moment.month)),
-    ):
-        lasts: dict[Any, str] = {}
-        for each in present:
-            lasts.setdefault(period_of(each), each.id)
-        needed |= set(list(lasts.values())[: counts[name]])
-    assert stay == needed
+    needed = {each.id for each in found if each not in present}
+    for among in (present, [each for each in present if each.id not in bad]):
+        needed |= {each.id for each in among[:minimum]}
+        for count, period_of in zip(wanted, periods, strict=True):
+            lasts: dict[Any, str] = {}
+            for each in among:
+                lasts.setdefault(period_of(each), each.id)
+            needed |= set(list(lasts.values())[:count])
+    assert staying(verdicts) == needed
     assert all(bool(each.reason) for each in verdicts)
     assert {each.reason for each in verdicts if not each.keep} <= {"out of every period"}
 
 
-@given(moments, numbers)
+@given(histories(), numbers)
+def test_what_is_said_of_backups_being_bad_lets_none_go_that_would_stay_without_it(
+    history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
+) -> None:
+    found, bad = history
+    assert staying(judged(found, numbers)) <= staying(judged(found, numbers, bad=bad))
+
+
+@given(histories(), numbers)
 def test_keeping_more_never_lets_more_go_and_the_newest_goes_only_where_nothing_is_kept(
-    made: list[datetime], numbers: tuple[int, int, int, int]
+    history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
 ) -> None:
-    *wanted, minimum = numbers
-    names = ("daily", "weekly", "monthly")
-    found = manifests(made)
-
-    def stay(by: int) -> set[str]:
-        counts = dict(zip(names, (each + by for each in wanted), strict=True))
-        return {each.manifest.id for each in retention.judge(found, counts, minimum + by, (), NOW) if each.keep}
-
-    assert stay(0) <= stay(1)
+    found, bad = history
+    assert staying(judged(found, numbers, bad=bad)) <= staying(
+        judged(found, tuple(each + 1 for each in numbers), bad=bad)
+    )
     present = [each for each in found if each.moment <= NOW + retention.FUTURE]
-    assert not present or not any(numbers) or present[0].id in stay(0)
+    assert not present or not any(numbers) or present[0].id in staying(judged(found, numbers, bad=bad))
 
 
-@given(moments, numbers, st.timedeltas(timedelta(0), timedelta(days=4000)))
+@given(histories(), numbers, st.timedeltas(timedelta(0), timedelta(days=4000)))
 def test_a_clock_set_back_lets_nothing_go_that_was_kept_and_one_far_ahead_keeps_the_newest(
-    made: list[datetime], numbers: tuple[int, int, int, int], off: timedelta
+    history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int], off: timedelta
 ) -> None:
-    daily, weekly, monthly, minimum = numbers
-    counts = {"daily": daily, "weekly": weekly, "monthly": monthly}
-    found = manifests([each for each in made if each <= NOW])
-    kept_now = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW) if each.keep}
-    back = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW - off) if each.keep}
-    ahead = {each.manifest.id for each in retention.judge(found, counts, minimum, (), NOW + off) if each.keep}
+    found = [each for each in history[0] if each.moment <= NOW]
+    bad = history[1]
+    kept_now, back, ahead = (
+        staying(judged(found, numbers, bad=bad, now=moment)) for moment in (NOW, NOW - off, NOW + off)
+    )
     # Nothing is judged by its age, only by its order: ahead is as now, and back takes the newer ones out.
     assert ahead == kept_now
     assert {each.id for each in found if each.moment > NOW - off + retention.FUTURE} <= back
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Count the functions that some work calls: a measure of it that is the same on every machine."""
+    count = 0
+
+    def called(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_twice_the_backups_are_judged_with_twice_the_work() -> None:
+    few, many = (manifests([NOW - timedelta(hours=each) for each in range(count, 0, -1)]) for count in (500, 1000))
+    assert calls(lambda: judged(many, (30, 8, 12, 3))) < 2.2 * calls(lambda: judged(few, (30, 8, 12, 3)))
 
 
 @pytest.fixture
@@ -212,6 +284,18 @@ def test_the_newest_verified_backup_stays_behind_newer_ones_that_failed(few: Con
         catalog.remember_check(few, each, "verify", fault="flipped")
     backup.prune(few)
     assert names(few) == [made[3], made[2], made[0]]
+
+
+def test_the_good_backup_of_a_day_stays_when_the_later_one_of_that_day_failed_its_check(few: Config) -> None:
+    """The scene of a night: two backups of one day, the later one damaged, and more days after it."""
+    daily = replace(few, backup_keep_minimum=1, backup_keep_daily=9)
+    early, late, *_ = (backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(4))
+    for identity, hour in ((early, 2), (late, 3)):
+        edit(few, identity, created=f"2026-11-20T{hour:02}:00:00+00:00")
+    flip(few, late)
+    assert not proof.verify(few, "all").ok
+    backup.prune(daily)
+    assert {early, late} <= set(names(few))
 
 
 def test_the_backup_that_a_rollback_needs_stays(few: Config) -> None:

@@ -25,8 +25,8 @@ from abathur_db import (
     schema,
     soundness,
 )
-from abathur_db.catalog import Manifest
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Check, Failure, Result
 
 
@@ -62,10 +62,11 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
                 host.require_free(config.backup_directory, needed, "a backup")
             facts, checks = _facts(config, plain, full=config.backup_check == "full")
             facts |= packing.pack(plain, packed, config.backup_compression)
-        identity = _identity(config, stamp)
+        found = catalog.entries(config)
+        identity = _identity(found, stamp)
         kept = Manifest(
             id=identity,
-            sequence=catalog.next_sequence(config),
+            sequence=catalog.next_sequence(config, found),
             file=f"{catalog.PREFIX}{identity}{catalog.SUFFIXES[config.backup_compression]}",
             created=stamp.isoformat(timespec="seconds"),
             sqlite_version=sqlite3.sqlite_version,
@@ -86,7 +87,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
             # Whatever went wrong is told already; the next run clears what could not be cleared here.
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
-    pruned = prune(config)
+    pruned = _prune(config, [kept, *catalog.sound(found)])
     return Result(
         "backup",
         f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
@@ -99,7 +100,11 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
 
 def prune(config: Config, dry_run: bool = False) -> Result:
     """Remove the backups that no rule keeps, sparing those that a rollback needs."""
-    return retention.prune(config, never=release.spared(config), dry_run=dry_run)
+    return _prune(config, catalog.backups(config), dry_run)
+
+
+def _prune(config: Config, found: list[Manifest], dry_run: bool = False) -> Result:
+    return retention.prune(config, found, never=release.spared(config), dry_run=dry_run)
 
 
 def _facts(config: Config, plain: Path, *, full: bool) -> tuple[dict[str, Any], list[Check]]:
@@ -128,9 +133,9 @@ def _facts(config: Config, plain: Path, *, full: bool) -> tuple[dict[str, Any], 
     return facts, [Check("content", True, "all of it sound", each, hint, warning=True) for each in said]
 
 
-def _identity(config: Config, stamp: datetime) -> str:
+def _identity(found: list[catalog.Entry], stamp: datetime) -> str:
     """Return the stamp of the design's name, abathur_YYYYmmdd_HHMMSS, with a number where it is taken."""
-    taken = {each.id for each in catalog.entries(config)}
+    taken = {each.id for each in found}
     stamped = f"{stamp:{catalog.STAMP}}"
     number = 1
     identity = stamped

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import typing
+import stat
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from abathur_db import database, foreign, guarded, host, runs
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest, parse
 from abathur_db.result import Check, Failure, Result, counted
 
 PREFIX = "abathur_"
@@ -25,36 +27,6 @@ CHECKS = "checks.json"
 SEQUENCE = "sequence"
 PACKED = f".{PREFIX}new.packed.partial"
 """What becomes a backup when it is whole."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known of a backup; stands beside it as JSON. Sizes in bytes, duration in seconds.
-
-    `sequence` grows by one with each backup, whatever the clock does: it says which is newer.
-    """
-
-    id: str
-    sequence: int
-    file: str
-    created: str
-    sha256: str
-    bytes: int
-    plain_sha256: str
-    plain_bytes: int
-    page_count: int
-    user_version: int
-    application_id: int
-    rows: dict[str, int]
-    sqlite_version: str
-    tool_version: str
-    check: str
-    seconds: float
-
-    @property
-    def moment(self) -> datetime:
-        """The time of the snapshot."""
-        return foreign.moment(self.created)
 
 
 @dataclass(frozen=True)
@@ -77,18 +49,25 @@ class Entry:
 
 
 def entries(config: Config) -> list[Entry]:
-    """Return everything in the backup directory that bears a backup's name, the newest first, faults last."""
-    if not config.backup_directory.is_dir():
-        return []
-    matches = (NAME.fullmatch(each.name) for each in config.backup_directory.iterdir())
-    found = [_entry(config, name) for name in sorted({match["id"] for match in matches if match})]
+    """Return everything in the backup directory that bears a backup's name, the newest first, faults last.
+
+    Opens every manifest: a command reads them once and passes them on.
+    """
+    found = [_entry(config, name, config.backup_directory / f"{PREFIX}{name}.json") for name in _identities(config)]
     return sorted(found, key=lambda each: (each.manifest.sequence if each.manifest else -1, each.id), reverse=True)
 
 
-def _entry(config: Config, name: str) -> Entry:
-    path = config.backup_directory / f"{PREFIX}{name}.json"
+def _identities(config: Config) -> set[str]:
+    """Return the IDs that files in the backup directory bear."""
+    if not config.backup_directory.is_dir():
+        return set()
+    return {match["id"] for match in map(NAME.fullmatch, os.listdir(config.backup_directory)) if match}
+
+
+def _entry(config: Config, name: str, path: Path) -> Entry:
+    """Return what there is of a backup by its manifest at `path`."""
     try:
-        manifest = _parse(guarded.read_text(path))
+        manifest = parse(guarded.read_text(path))
     except FileNotFoundError:
         return Entry(name, None, f"its manifest {path.name} is gone")
     except (Failure, OSError, ValueError, TypeError) as error:
@@ -96,34 +75,15 @@ def _entry(config: Config, name: str) -> Entry:
     named = NAME.fullmatch(manifest.file)
     if manifest.id != name or not named or named["id"] != name or named["kind"] == "json":
         return Entry(name, None, f"its manifest {path.name} names another backup: {manifest.file}")
-    file = config.backup_directory / manifest.file
-    if file.is_symlink() or not file.is_file():
+    try:
+        file = os.lstat(config.backup_directory / manifest.file)
+    except FileNotFoundError:
+        file = None
+    if file is None or not stat.S_ISREG(file.st_mode):
         return Entry(name, manifest, f"its file {manifest.file} is gone")
-    if file.stat().st_size != manifest.bytes:
-        size = file.stat().st_size
-        return Entry(name, manifest, f"{manifest.file} has {size} bytes, its manifest says {manifest.bytes}")
+    if file.st_size != manifest.bytes:
+        return Entry(name, manifest, f"{manifest.file} has {file.st_size} bytes, its manifest says {manifest.bytes}")
     return Entry(name, manifest)
-
-
-def _parse(text: str) -> Manifest:
-    values = foreign.record(text)
-    manifest = Manifest(**values)
-    for name, kind in typing.get_type_hints(Manifest).items():
-        if not _is(values[name], kind):
-            raise ValueError(f"it says {name} = {values[name]!r:.60}")
-    foreign.moment(manifest.created, zoned=True)
-    return manifest
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is int:
-        # SQLite's largest number: what is counted here never goes beyond.
-        return type(value) is int and 0 <= value < 2**63
-    if kind is float:
-        return type(value) in (int, float) and 0 <= value < 2**63
-    if kind is str:
-        return isinstance(value, str)
-    return isinstance(value, dict) and all(_is(each, int) for each in value.values())
 
 
 def publish(config: Config, packed: Path, manifest: Manifest) -> None:
@@ -147,13 +107,28 @@ def kept_aside(config: Config) -> list[Path]:
 
 def backups(config: Config) -> list[Manifest]:
     """Return the backups that count, the newest first."""
-    return [each.sound for each in entries(config) if each.sound]
+    return sound(entries(config))
+
+
+def pruned(config: Config, manifest: Manifest) -> bool:
+    """Tell whether a backup that counted has been deleted since."""
+    return not os.path.lexists(config.backup_directory / f"{PREFIX}{manifest.id}.json")
+
+
+def sound(found: Iterable[Entry]) -> list[Manifest]:
+    """Return those that count, in their order."""
+    return [each.sound for each in found if each.sound]
+
+
+def verified(config: Config, found: Iterable[Manifest]) -> list[Manifest]:
+    """Return those whose last check passed, in their order; making a backup counts as a check."""
+    known = checks(config)
+    return [each for each in found if known.get(each.id, {"ok": True})["ok"]]
 
 
 def newest_verified(config: Config) -> Manifest | None:
-    """Return the newest backup whose last check passed; making it counts as one."""
-    known = checks(config)
-    return next((each for each in backups(config) if known.get(each.id, {"ok": True})["ok"]), None)
+    """Return the newest backup whose last check passed."""
+    return next(iter(verified(config, backups(config))), None)
 
 
 def find(config: Config, wanted: str) -> Manifest:
@@ -171,15 +146,15 @@ def find(config: Config, wanted: str) -> Manifest:
             raise Failure(
                 f"backup {each.id} does not count: {each.fault}", f"see the others: {config.command('backups')}"
             )
-    sound = [each.sound for each in found if each.sound]
+    counting = sound(found)
     if wanted == "latest":
-        if newest := newest_verified(config):
-            return newest
-        if sound:
-            raise _none_verified(config, sound)
-    elif (at := moment(wanted)) and (nearest := before(config, at)):
+        if good := verified(config, counting):
+            return good[0]
+        if counting:
+            raise _none_verified(config, counting)
+    elif (at := moment(wanted)) and (nearest := before(counting, at)):
         return nearest
-    names = ", ".join(each.id for each in sound[:5]) or "none"
+    names = ", ".join(each.id for each in counting[:5]) or "none"
     wanted = f"at or before {wanted}" if moment(wanted) else wanted
     raise Failure(
         f"there is no backup {wanted} in {config.backup_directory}; the newest are: {names}",
@@ -187,20 +162,20 @@ def find(config: Config, wanted: str) -> Manifest:
     )
 
 
-def _none_verified(config: Config, sound: list[Manifest]) -> Failure:
-    newest = sound[0].id
+def _none_verified(config: Config, counting: list[Manifest]) -> Failure:
+    newest = counting[0].id
     known = checks(config)[newest]
     last = max((str(known[kind]["time"]) for kind in ("verify", "drill") if kind in known), default="some time")
     return Failure(
-        f"none of {counted(len(sound), 'backup')} in {config.backup_directory} is verified; "
+        f"none of {counted(len(counting), 'backup')} in {config.backup_directory} is verified; "
         f"the newest, {newest}, failed its check at {last}",
         f"prove them again: {config.command('verify', 'all')}",
     )
 
 
-def before(config: Config, at: datetime) -> Manifest | None:
-    """Return the last backup at or before a moment."""
-    return next((each for each in backups(config) if each.moment <= at), None)
+def before(found: Iterable[Manifest], at: datetime) -> Manifest | None:
+    """Return the last backup at or before a moment; `found`: the newest first."""
+    return next((each for each in found if each.moment <= at), None)
 
 
 def moment(text: str) -> datetime | None:
@@ -211,14 +186,14 @@ def moment(text: str) -> datetime | None:
         return None
 
 
-def next_sequence(config: Config) -> int:
-    """Return the number of the next backup, and remember it: also when every backup is gone it goes on."""
+def next_sequence(config: Config, found: Iterable[Entry]) -> int:
+    """Return the number of the backup after `found`, and remember it: also when every backup is gone it goes on."""
     path = config.records("backup") / SEQUENCE
     try:
         last = foreign.whole(guarded.read_text(path))
     except (FileNotFoundError, ValueError):
         last = 0
-    number = max([last, *(each.manifest.sequence for each in entries(config) if each.manifest)]) + 1
+    number = max([last, *(each.manifest.sequence for each in found if each.manifest)]) + 1
     guarded.directory(path.parent)
     runs.write_whole(path, f"{number}\n")
     return number
@@ -247,7 +222,7 @@ def _is_check(value: Any) -> bool:
 
 def remember_check(config: Config, identity: str, kind: str, *, fault: str, seconds: float | None = None) -> None:
     """Keep a check of a backup, `verify` or `drill`, and forget those of backups that are gone."""
-    there = {each.id for each in entries(config)}
+    there = _identities(config)
     known = {name: value for name, value in checks(config).items() if name in there}
     check = {"time": runs.now(), "ok": not fault, "summary": fault or "passed", "seconds": seconds}
     known[identity] = {**known.get(identity, {}), kind: check, "ok": not fault}
@@ -255,9 +230,8 @@ def remember_check(config: Config, identity: str, kind: str, *, fault: str, seco
     runs.write_whole(config.state_directory / CHECKS, text, mode=mode)
 
 
-def age_check(config: Config) -> Check:
+def age_check(config: Config, newest: Manifest | None) -> Check:
     """Check that the newest verified backup is young enough; one from the future is as suspect as none."""
-    newest = newest_verified(config)
     limit = config.backup_maximum_age_hours
     hours = (datetime.now(UTC) - newest.moment).total_seconds() / 3600 if newest else None
     measured = f"{newest.id}, {hours:.1f} h old" if newest and hours is not None else "no verified backup"
@@ -290,7 +264,7 @@ def list_backups(config: Config) -> Result:
             f"{each.id:22} {_age(manifest):>8} {host.readable(manifest.bytes):>9} {rows:9} {manifest.check:10}"
             f" {_said(verified):32} {_said(drilled)}"
         )
-    good = [each.sound for each in found if each.sound]
+    good = sound(found)
     size = host.readable(sum(each.bytes for each in good))
     summary = f"{counted(len(good), 'backup')}, {size}, in {config.backup_directory}"
     if len(good) < len(found):

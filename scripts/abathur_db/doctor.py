@@ -218,7 +218,7 @@ def _jobs(config: Config) -> list[Check]:
 def _backups(config: Config) -> list[Check]:
     if not config.owner:
         return []
-    age = catalog.age_check(config)
+    age = catalog.age_check(config, catalog.newest_verified(config))
     said = age.measured if age.ok else f"the newest verified backup is too old or absent: {age.measured}"
     return [Check(age.id, age.ok, age.expected, said, "systemctl start abathur-db@backup")]
 

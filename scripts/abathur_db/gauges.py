@@ -13,7 +13,19 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from abathur_db import catalog, database, foreign, host, latency, maintenance, replica, replication, resources, runs
+from abathur_db import (
+    catalog,
+    database,
+    foreign,
+    host,
+    latency,
+    maintenance,
+    readings,
+    replica,
+    replication,
+    resources,
+    runs,
+)
 from abathur_db.config import Config
 from abathur_db.textfile import Sample
 
@@ -138,13 +150,11 @@ def _patient(connection: sqlite3.Connection, what: str, notes: list[str]) -> Ite
 def _growth(connection: sqlite3.Connection, _: str) -> list[Sample]:
     """Return the growth over the last day, or since the first value when that is less: never extrapolated.
 
-    A database that shrank grew by 0. Timestamps of this table are all ours, of one format: text compares. Rows of
-    somebody else's, without a number or a time, are passed over.
+    A database that shrank grew by 0. Only the collector's rows count, whose timestamps compare as text.
     """
     now = datetime.now(UTC)
     day = (now - timedelta(days=1)).isoformat(timespec="seconds")
-    one = f"""SELECT metric_value, julianday('{now.isoformat()}') - julianday(timestamp) AS days FROM metrics
-        WHERE metric_name = 'database_bytes' AND metric_value {foreign.COUNTABLE} AND days NOTNULL"""
+    one = f"SELECT metric_value, timestamp FROM metrics WHERE {readings.COLLECTION}"
     before = connection.execute(f"{one} AND timestamp <= ? ORDER BY timestamp DESC LIMIT 1", (day,)).fetchone()
     first = before or connection.execute(f"{one} ORDER BY timestamp LIMIT 1").fetchone()
     if first is None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from abathur_db import database, failover, gauges, host, runs, standby, textfile
+from abathur_db import database, failover, gauges, host, readings, runs, standby, textfile
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, summarize
 from abathur_db.textfile import Sample
@@ -19,24 +16,6 @@ WAIT_MS = 250
 
 ALONE = ("init", "restore", "rollback")
 """Commands that put another file in the database's place: nobody else may have it open then."""
-
-KEPT = frozenset(
-    {"database_bytes", "wal_bytes", "free_page_bytes", "disk_free_bytes", "growth_bytes_per_day", "query_seconds"}
-    | {"sessions", "tasks", "backup_age_seconds", "backup_bytes", "drill_seconds", "job_ok", "job_seconds"}
-    | {"replication_lag_seconds"}
-)
-"""What goes into the table metrics."""
-
-OF_JOBS = ("job_ok", "job_seconds")
-"""What the table holds once per run of a job, at the time of its end, and not once per collection."""
-
-FULL_DAYS = 2
-"""Age in days from which one collection of each hour stays: 90 days are then about 60,000 rows and not 700,000."""
-
-SLICE_ROWS = 500
-SLICES = 20
-PAUSE_SECONDS = 0.05
-"""Old rows go in small transactions with a rest between, at most SLICES in one run, the others with the next runs."""
 
 
 def collect(config: Config, dry_run: bool = False) -> Result:
@@ -66,7 +45,7 @@ def collect(config: Config, dry_run: bool = False) -> Result:
             raise
         checks = []
         if not dry_run:
-            _insert(config, samples, notes)
+            _table(config, samples, notes)
             checks = _textfile(config, samples)
     return _result(samples, notes, checks, dry_run)
 
@@ -103,58 +82,24 @@ def _result(samples: list[Sample], notes: list[str], checks: list[Check], dry_ru
     return Result("metrics", summary, changed=True, checks=checks, data=data, hint=hint, table=list(map(str, samples)))
 
 
-def _insert(config: Config, samples: list[Sample], notes: list[str]) -> None:
-    """Insert the values in one short transaction and prune; while an application writes, leave both to the next run."""
-    stamp = runs.now()
-    rows = [
-        (each.since or stamp, each.name, each.value, json.dumps(each.labels) if each.labels else None)
-        for each in samples
-        if each.name in KEPT and each.labels.get("job") not in gauges.OFTEN
-    ]
+def _table(config: Config, samples: list[Sample], notes: list[str]) -> None:
+    """Insert the values and delete old ones; while an application writes, leave either to a later run."""
+    later = "gets its rows with the next run"
     try:
         with database.opened(config.database, WAIT_MS) as connection:
-            with database.transaction(connection):
-                connection.executemany(
-                    "INSERT INTO metrics (timestamp, metric_name, metric_value, labels) SELECT ?1, ?2, ?3, ?4"
-                    " WHERE NOT EXISTS (SELECT 1 FROM metrics"
-                    " WHERE metric_name = ?2 AND timestamp = ?1 AND labels IS ?4)",
-                    rows,
-                )
+            readings.insert(connection, samples, runs.now())
+            later = "is pruned within the next hours"
             if _first_of_the_hour(config):
-                prune(connection, config.metrics_keep_days)
+                readings.prune(connection, config.metrics_keep_days)
     except Failure as failure:
         if failure.code is not Exit.BUSY:
             raise
-        notes.append("the database was busy, so the table metrics gets its rows with the next run")
+        notes.append(f"the database was busy, so the table metrics {later}")
 
 
 def _first_of_the_hour(config: Config) -> bool:
     last = runs.known(config, "success", "metrics")
     return last is None or last["finished"][:13] != runs.now()[:13]
-
-
-def prune(connection: sqlite3.Connection, keep_days: int) -> int:
-    """Delete rows older than `keep_days`, and of those older than FULL_DAYS all but each hour's first; return how many.
-
-    The rows about runs of jobs stay: there is one per run. Timestamps of this table are all ours, of one format.
-    """
-    now = datetime.now(UTC)
-    oldest, full = (
-        (now - timedelta(days=days)).isoformat(timespec="seconds") for days in (keep_days, min(FULL_DAYS, keep_days))
-    )
-    jobs = ", ".join(f"'{name}'" for name in OF_JOBS)
-    ids = connection.execute(
-        "SELECT id FROM metrics WHERE timestamp < :oldest UNION"
-        f" SELECT id FROM metrics WHERE timestamp < :full AND metric_name NOT IN ({jobs}) AND id NOT IN (SELECT min(id)"
-        " FROM metrics WHERE timestamp < :full GROUP BY metric_name, labels, substr(timestamp, 1, 13))"
-        " LIMIT :most",
-        {"oldest": oldest, "full": full, "most": SLICE_ROWS * SLICES},
-    ).fetchall()
-    for start in range(0, len(ids), SLICE_ROWS):
-        with database.transaction(connection):
-            connection.executemany("DELETE FROM metrics WHERE id = ?", ids[start : start + SLICE_ROWS])
-        time.sleep(PAUSE_SECONDS)
-    return len(ids)
 
 
 def _textfile(config: Config, samples: list[Sample]) -> list[Check]:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from abathur_db import catalog, database, guarded, host, packing, resources, schema, soundness
-from abathur_db.catalog import Manifest
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Check, Failure, Result, counted, summarize
 
 CATCH_UP_SECONDS = 3600
@@ -106,7 +106,7 @@ def verify(config: Config, which: str) -> Result:
                 with host.half_of_the_processors(), scratch(config, "proof.db") as plain:
                     mended = prove(config, each.sound, plain)
             except (Failure, FileNotFoundError) as failure:
-                if each.id not in {one.id for one in catalog.entries(config)}:
+                if catalog.pruned(config, each.sound):
                     # Pruned meanwhile, which is no fault of it.
                     continue
                 fault = str(failure)
@@ -135,7 +135,7 @@ def drill(config: Config) -> Result:
     """
     newest = next(iter(catalog.backups(config)), None)
     if newest is None:
-        age = catalog.age_check(config)
+        age = catalog.age_check(config, None)
         summary, hint = summarize("drill", [age])
         return Result("drill", summary, checks=[age], hint=hint)
     begun = time.monotonic()
@@ -168,7 +168,7 @@ def drill(config: Config) -> Result:
 
 def _age_check(config: Config) -> Check:
     """Check the age of the newest backup; just after a start, a missed backup may still be on its way."""
-    age = catalog.age_check(config)
+    age = catalog.age_check(config, catalog.newest_verified(config))
     if not age.ok and host.seconds_since_boot() < CATCH_UP_SECONDS:
         return replace(age, ok=True, warning=True)
     return age

@@ -135,8 +135,10 @@ def _backup(config: Config, wanted: str) -> dict[str, Any]:
 
 
 def _fitting(config: Config, version: int | None) -> dict[str, Any]:
-    """Return the newest backup of a schema version or an older one; any for None."""
-    fitting = [each.id for each in catalog.backups(config) if version is None or each.user_version <= version]
+    """Return the newest backup of a schema version or an older one, a verified one if there is any; any for None."""
+    found = catalog.backups(config)
+    ordered = [*catalog.verified(config, found), *found]
+    fitting = [each.id for each in ordered if version is None or each.user_version <= version]
     return {"id": fitting[0] if fitting else None}
 
 

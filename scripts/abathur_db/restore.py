@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, replica, rules, schema
+from abathur_db import catalog, database, host, packing, proof, readings, replica, rules, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
 
 FRESH = "fresh"
 
-OWN_TABLES = ("metrics", "_litestream_seq", "_litestream_lock")
-"""What the bundle alone writes, every 5 minutes or as it replicates: these rows are no reason to refuse a way back."""
+OWN_TABLES = ("_litestream_seq", "_litestream_lock")
+"""Tables that Litestream alone writes as it replicates: their rows are no reason to refuse a way back."""
+OWN_ROWS = {"metrics": readings.OURS}
+"""Table that the application writes too -> the rows in it that the bundle wrote, which are no reason either."""
 
 DATABASE_LOCKS = (0x40000000, 512)
 """First byte and number of the PENDING, RESERVED and SHARED locks of a database file (PENDING_BYTE, os.h)."""
@@ -140,9 +142,12 @@ def _nearer(config: Config, source: str) -> replica.Point | None:
     Raises Failure when the replica cannot be read: whoever asked for a moment should not get a worse one unasked.
     """
     settings, at = replica.settings(config), catalog.moment(source)
-    if settings is None or at is None or source in {each.id for each in catalog.entries(config)}:
+    if settings is None or at is None:
         return None
-    backup = catalog.before(config, at)
+    found = catalog.entries(config)
+    if source in {each.id for each in found}:
+        return None
+    backup = catalog.before(catalog.sound(found), at)
     try:
         point = replica.point(config, settings, at)
     except Failure as failure:
@@ -212,11 +217,12 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
 
 def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], there: set[str]) -> dict[str, Any]:
     name = database.quoted(table)
+    live = f"(SELECT * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)" if table in OWN_ROWS else f"main.{name}"
     key = [database.quoted(column) for column, _, position, _ in columns if position and column in there]
     if not there or not (key or rules.has_rowid(connection, table)):
-        return {"new": connection.execute(f"SELECT count(*) FROM main.{name}").fetchone()[0], "changed": 0}
+        return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
     match = " AND ".join(f"b.{each} IS a.{each}" for each in key or ["rowid"])
-    new = f"SELECT count(*) FROM main.{name} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
+    new = f"SELECT count(*) FROM {live} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
     # As bytes: a collation would take two values for one.
     alike = "typeof(a.{0}) = typeof(b.{0}) AND CAST(a.{0} AS BLOB) IS CAST(b.{0} AS BLOB)"
     # Of a column that the other one does not have, what its definition does not give by itself is lost.
@@ -226,7 +232,7 @@ def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], th
         for column, default, _, hidden in columns
         if not hidden
     ]
-    changed = f"SELECT count(*) FROM main.{name} a JOIN other.{name} b ON {match} WHERE NOT ({' AND '.join(kept)})"
+    changed = f"SELECT count(*) FROM {live} a JOIN other.{name} b ON {match} WHERE NOT ({' AND '.join(kept)})"
     return {"new": connection.execute(new).fetchone()[0], "changed": connection.execute(changed).fetchone()[0]}
 
 

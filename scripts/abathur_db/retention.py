@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from abathur_db import catalog, database, host
-from abathur_db.catalog import Manifest
 from abathur_db.config import Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Result
 
 DELETING = ".deleting"
@@ -32,38 +32,66 @@ class Verdict:
 
 
 def judge(
-    found: list[Manifest], counts: dict[str, int], minimum: int, never: Collection[str], now: datetime
+    found: list[Manifest],
+    good: Collection[str],
+    counts: dict[str, int],
+    *,
+    minimum: int,
+    never: Collection[str],
+    now: datetime,
 ) -> list[Verdict]:
     """Judge backups, the newest first (by sequence): the last one of each of the last N days, weeks, months stays.
 
     Periods without a backup do not use the count up, so that a host that was off loses nothing.
-    `never`: IDs that stay in any case. Pure: nothing is read or deleted.
+    `good`: IDs of those that are not known to be bad. `never`: IDs that stay in any case.
+    Pure: nothing is read or deleted.
     """
-    present = [each for each in found if each.moment <= now + FUTURE]
-    reasons: dict[str, str] = {each.id: "its time is in the future" for each in found if each not in present}
-    for each in present:
+    reasons: dict[str, str] = {}
+    present = []
+    for each in found:
+        if each.moment > now + FUTURE:
+            reasons[each.id] = "its time is in the future"
+            continue
+        present.append(each)
         if each.id in never:
-            reasons.setdefault(each.id, "the newest one, the newest verified one, or the one that a rollback needs")
-    for each in present[:minimum]:
-        reasons.setdefault(each.id, f"one of the {minimum} newest")
-    for name, period_of in PERIODS:
-        seen: set[str] = set()
-        for each in present:
-            period = period_of(each.moment.astimezone(UTC))
-            if period not in seen and len(seen) < counts[name]:
-                seen.add(period)
-                reasons.setdefault(each.id, f"{name} {period}")
+            reasons[each.id] = "the newest one, the newest verified one, or the one that a rollback needs"
+    # By the same rules twice: which ones are good is the word of the database's owner, and may only spare.
+    _keep(present, counts, minimum, reasons, "")
+    _keep([each for each in present if each.id in good], counts, minimum, reasons, ", of those that are good")
     return [Verdict(each, each.id in reasons, reasons.get(each.id, "out of every period")) for each in found]
 
 
-def prune(config: Config, *, never: Collection[str], dry_run: bool = False) -> Result:
-    """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at."""
-    # The newest one in any case: which one is verified is the word of the database's owner, who may only spare.
-    found = catalog.backups(config)
-    newest = [each for each in (*found[:1], catalog.newest_verified(config)) if each]
+def _keep(among: list[Manifest], counts: dict[str, int], minimum: int, reasons: dict[str, str], which: str) -> None:
+    """Add to `reasons` what keeps backups, judged among themselves; one that it keeps already has its reason."""
+    for each in among[:minimum]:
+        reasons.setdefault(each.id, f"one of the {minimum} newest{which}")
+    for name, period_of in PERIODS:
+        seen: set[str] = set()
+        for each in among:
+            if len(seen) == counts[name]:
+                break
+            period = period_of(each.moment.astimezone(UTC))
+            if period not in seen:
+                seen.add(period)
+                reasons.setdefault(each.id, f"{name} {period}{which}")
+
+
+def prune(config: Config, found: list[Manifest], *, never: Collection[str], dry_run: bool = False) -> Result:
+    """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at.
+
+    `found`: those that count, the newest first. `never`: IDs that stay in any case.
+    """
+    good = catalog.verified(config, found)
+    kept = {*never, *(each.id for each in (*found[:1], *good[:1]))}
     counts = {name: getattr(config, f"backup_keep_{name}") for name, _ in PERIODS}
-    kept = {*never, *(each.id for each in newest)}
-    verdicts = judge(found, counts, config.backup_keep_minimum, kept, datetime.now(UTC))
+    verdicts = judge(
+        found,
+        {each.id for each in good},
+        counts,
+        minimum=config.backup_keep_minimum,
+        never=kept,
+        now=datetime.now(UTC),
+    )
     go = [each.manifest for each in verdicts if not each.keep]
     if not dry_run:
         for each in go:

@@ -117,12 +117,12 @@ def status(config: Config) -> Result:
                     f"see why: journalctl -u abathur-db@{name} -n 50",
                 )
             )
+    newest = catalog.newest_verified(config)
     if "backup" in found:
-        checks.append(catalog.age_check(config))
+        checks.append(catalog.age_check(config, newest))
     checks += replication.check(config)
     data["replication"] = replication.state(config)
     data["standby"] = checks[0].measured if follows else None
-    newest = catalog.newest_verified(config)
     data["newest_backup"] = newest.id if newest else None
     data["recovery_seconds"] = runs.measured(config, "drill", "recovery_seconds")
     data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from abathur_db import catalog, guarded, host, packing, runs
 from abathur_db.config import LARGEST, Config
+from abathur_db.manifest import Manifest
 from abathur_db.result import Failure, Result, counted
 
 MODE = 0o750
@@ -115,7 +116,7 @@ def _copy_all(config: Config, source: Path) -> dict[str, Any]:
     return {"taken": taken, "left": left}
 
 
-def _copy(config: Config, source: Path, manifest: catalog.Manifest) -> str:
+def _copy(config: Config, source: Path, manifest: Manifest) -> str:
     """Copy one backup; return why it is not as its manifest says, empty when it is and counts now."""
     # The owner could have written any number; the one after it has to count as well.
     if manifest.sequence > LARGEST:
