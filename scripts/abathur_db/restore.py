@@ -78,7 +78,8 @@ def _stage(config: Config, source: str, staged: Path) -> tuple[str, str | None]:
         path = Path(source).absolute()
         # A folder where a restore or a rejoin keeps a database.
         path = path / config.database.name if path.is_dir() else path
-        if path.parent != config.backup_directory or not catalog.NAME.fullmatch(path.name):
+        ours = host.identity(path.parent) == host.identity(config.backup_directory)
+        if not ours or not catalog.NAME.fullmatch(path.name):
             _stage_foreign(config, path, staged)
             return str(path), None
         source = path.name
