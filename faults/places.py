@@ -35,6 +35,26 @@ def small(directory: Path, megabytes: int, inodes: int = 0) -> Iterator[None]:
 
 
 @contextmanager
+def mounted(directory: Path, kind: str) -> Iterator[None]:
+    """Mount an empty file system in memory, ramfs or tmpfs, at a directory for a while."""
+    mount("mount", "-t", kind, kind, directory)
+    try:
+        yield
+    finally:
+        mount("umount", directory)
+
+
+@contextmanager
+def bound(source: Path, directory: Path) -> Iterator[None]:
+    """Let a directory be seen at another one for a while."""
+    mount("mount", "--bind", source, directory)
+    try:
+        yield
+    finally:
+        mount("umount", directory)
+
+
+@contextmanager
 def read_only(directory: Path) -> Iterator[None]:
     """Make a directory read-only for a while, for root too."""
     mount("mount", "--bind", directory, directory)

@@ -30,6 +30,8 @@ from databases import contents, dump, picture, run, value
 
 Cli = Callable[..., Any]
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(params=applications.SERVED)
 def made(request: pytest.FixtureRequest, conf: Config) -> tuple[Config, str]:

@@ -32,7 +32,7 @@ from abathur_db import (
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure
 from conftest import Cli
-from databases import application, at_work, corrupt, rows, run, value
+from databases import ROOT, application, at_work, corrupt, rows, run, value
 
 OPEN = "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
 WAIT = "print('ready', flush=True); time.sleep(600)"
@@ -305,6 +305,32 @@ def test_a_process_that_writes_into_a_deleted_database_is_named(sound: Config, c
         repaired(found.hint, cli)
         process.wait()
         assert doctor.doctor(sound).ok
+
+
+def test_a_deleted_database_s_holder_is_named_whatever_way_the_database_is_named(sound: Config, cli: Cli) -> None:
+    with at_work(READER, sound.database) as process:
+        shutil.copy(sound.database, sound.database.with_name("copy"))
+        for each in database.files(sound.database):
+            each.unlink(missing_ok=True)
+        sound.database.with_name("copy").rename(sound.database)
+        code, _, errors = cli("doctor", os.path.relpath(sound.database, ROOT / "scripts"))
+        assert (code, f"(pid {process.pid}) still uses a deleted abathur.db" in errors) == (1, True), errors
+
+
+def test_a_file_that_is_called_deleted_is_not_a_deleted_one(sound: Config) -> None:
+    other = sound.database.with_name("abathur.db (deleted)")
+    shutil.copy(sound.database, other)
+    with at_work(READER, other):
+        assert doctor.doctor(sound).ok
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_lock_s_holder_is_named_whatever_way_the_database_is_named(sound: Config, tmp_path: Path, mode: str) -> None:
+    run(sound.database, f"PRAGMA journal_mode = {mode}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with at_work(WRITER, sound.database) as process:
+        for way in (Path(os.path.relpath(sound.database)), tmp_path / "link/abathur.db"):
+            assert processes.writers(way) == [process.pid]
 
 
 def test_a_low_disk_is_told_with_its_numbers(sound: Config) -> None:

@@ -7,12 +7,15 @@ import pwd
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from abathur_db import database, host
 from abathur_db.result import Exit, Failure
-from databases import ROOT
+from databases import ROOT, at_work
+
+from faults import places
 
 
 def test_root_goes_on_as_the_owner_for_good() -> None:
@@ -87,38 +90,113 @@ def test_a_user_without_a_name_is_shown_by_number() -> None:
     assert database.user_name(123456) == "uid 123456"
 
 
-MOUNTS = r"""
-22 1 0:20 / / rw - ext4 /dev/vda rw
-23 22 0:21 / /srv rw - nfs4 server:/srv rw
-24 22 0:22 / /srv/my\040data rw shared:5 - xfs /dev/vdb rw
-25 22 0:23 / /srv/my\040data rw shared:6 - fuse.sshfs there: rw
-"""
+ODD_NAMES = (
+    b"plain",
+    "m\xf6unt".encode(),
+    b"not utf-8 \xff",
+    b"a tab\t",
+    b"a line\nmore",
+    b"back\\040slash",
+    b" - ext4",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_the_file_system_of_a_path_is_that_of_its_mount_whatever_the_mount_s_name(tmp_path: Path, name: bytes) -> None:
+    place = tmp_path / os.fsdecode(name)
+    beside = tmp_path / os.fsdecode(name + b"2")
+    place.mkdir()
+    beside.mkdir()
+    here = host.file_system(tmp_path)
+    with places.mounted(place, "ramfs"):
+        assert host.file_system(place / "not/yet") == "ramfs"
+        assert host.file_system(beside) == here
+        # Over it, and the last one counts.
+        with places.mounted(place, "tmpfs"):
+            assert host.file_system(place) == "tmpfs"
+        # A bad name elsewhere is nobody's matter.
+        assert host.file_system(tmp_path) == here
+    assert host.file_system(place) == here
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "local"),
-    [
-        ("/var/lib", "ext4", True),
-        ("/srv/data", "nfs4", False),
-        ("/srvx", "ext4", True),
-        ("/srv/my data/x", "fuse.sshfs", False),
-    ],
+    ("kind", "local"), [("ext4", True), ("tmpfs", True), ("nfs4", False), ("fuse.sshfs", False), ("fuse", False)]
 )
-def test_the_file_system_of_a_path_is_the_last_one_mounted_over_it(
-    monkeypatch: pytest.MonkeyPatch, path: str, kind: str, local: bool
-) -> None:
-    monkeypatch.setattr(host, "existing", lambda each: each)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: MOUNTS.strip())
-    assert host.file_system(Path(path)) == kind
+def test_a_file_system_of_the_network_is_not_local(kind: str, local: bool) -> None:
     assert host.is_local(kind) is local
 
 
 def test_where_proc_does_not_tell_the_file_system_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: object, **__: object) -> str:
+    def absent(*_: object, **__: object) -> bytes:
         raise FileNotFoundError
 
-    monkeypatch.setattr(Path, "read_text", absent)
-    assert host.file_system(Path("/")) == "unknown"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", absent)
+        assert host.file_system(Path("/")) == "unknown"
+
+
+HOLDER = """
+import os, sys, time
+with open("/proc/self/comm", "wb") as stream:
+    stream.write(bytes.fromhex(sys.argv[2]))
+held = open(sys.argv[1], "rb")
+print("open", flush=True)
+time.sleep(600)
+"""
+
+
+NAMES = {
+    "a letter that was cut": "w\xf6rker\xe4rbeit\xe3".encode(),
+    "a command of the terminal": b"\x1b[2Jboo",
+    "a line of its own": b"a\nb",
+    "no text at all": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_is_named_whatever_its_name_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with at_work(HOLDER, tmp_path / "file", NAMES[name].hex()) as process:
+        (found,) = host.processes_with(tmp_path / "file")
+    assert (found.endswith(f"(pid {process.pid})"), found.isprintable()) == (True, True)
+
+
+def by_link(path: Path) -> Path:
+    (path.parent / "link").symlink_to(path.parent)
+    return path.parent / "link" / path.name
+
+
+def by_second_name(path: Path) -> Path:
+    path.with_name("second").hardlink_to(path)
+    return path.with_name("second")
+
+
+def by_mount(path: Path) -> Path:
+    return path.parent / "bind" / path.name
+
+
+WAYS: dict[str, Callable[[Path], Path]] = {
+    "the same name": lambda path: path,
+    "a name relative to a directory": lambda path: Path(os.path.relpath(path)),
+    "a name with ..": lambda path: path.parent / "bind/.." / path.name,
+    "a symbolic link on the way": by_link,
+    "a second name": by_second_name,
+    "another mount": by_mount,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_has_a_file_open_is_found_by_whatever_name_it_is_asked_for(tmp_path: Path, way: str) -> None:
+    place = tmp_path / "place"
+    (place / "bind").mkdir(parents=True)
+    (place / "file").touch()
+    (place / "other").touch()
+    with places.bound(place, place / "bind"), at_work(HOLDER, place / "file", b"holder".hex()) as process:
+        assert host.processes_with(WAYS[way](place / "file")) == [f"holder (pid {process.pid})"]
+        assert host.processes_with(place / "other", place / "none") == []
+        # Renamed, it is the same file still.
+        (place / "file").rename(place / "renamed")
+        assert host.processes_with(place / "renamed") == [f"holder (pid {process.pid})"]
 
 
 def test_space_is_measured_where_a_path_will_be(tmp_path: Path) -> None:

@@ -301,6 +301,32 @@ def test_a_database_in_use_is_not_replaced_and_the_process_is_named(
     assert count(conf.database) == 1
 
 
+def relative(path: Path) -> str:
+    """Return a path as somebody in the directory of the scripts, where `cli` runs, may type it."""
+    return os.path.relpath(path, ROOT / "scripts")
+
+
+@pytest.mark.usefixtures("saved")
+def test_what_is_open_elsewhere_is_not_touched_whatever_way_it_is_named(conf: Config, logged: Path, cli: Cli) -> None:
+    """The holder's name ends inside of a letter, as the kernel cuts it."""
+    named = 'open("/proc/self/comm", "wb").write(b"holder \\xc3")\n'
+    with at_work(named + READER, logged, "read") as process:
+        code, _, errors = cli("restore", relative(logged), "--database", conf.database)
+        assert (code, f"theirs.db is open in holder \ufffd (pid {process.pid})" in errors) == (Exit.BUSY, True), errors
+    with at_work(named + READER, conf.database, "read") as process:
+        code, _, errors = cli("restore", "latest", "--database", relative(conf.database))
+        assert (code, f"is open in holder \ufffd (pid {process.pid})" in errors) == (Exit.BUSY, True), errors
+    assert count(conf.database) == 1
+
+
+def test_a_backup_that_is_named_by_its_path_is_that_backup_whatever_way_it_is_named(
+    conf: Config, saved: str, cli: Cli
+) -> None:
+    (file,) = conf.backup_directory.glob("*.zst")
+    code, output, _ = cli("restore", relative(file), "--database", relative(conf.database), "--dry-run")
+    assert (code, output.startswith(f"restore: would restore backup {saved};")) == (0, True), output
+
+
 def test_the_lock_alone_names_a_process_whose_files_cannot_be_seen(
     conf: Config, saved: str, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

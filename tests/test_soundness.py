@@ -14,6 +14,8 @@ from abathur_db import backup, database, doctor, maintenance, proof, restore, ru
 from abathur_db.config import Config
 from databases import run, value
 
+pytestmark = pytest.mark.engine
+
 
 def brought(path: Path, *statements: str) -> None:
     """Execute statements as an application that has a collation and a function of its own."""

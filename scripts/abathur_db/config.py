@@ -6,6 +6,7 @@ development.toml beside this file.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import tomllib
@@ -163,7 +164,8 @@ def parse(text: str, origin: str) -> Config:
 
 def development(text: str, database: Path) -> Config:
     """Return the development profile (its TOML text) for one database file, everything beside it under its name."""
-    database = database.absolute()
+    # One name for one file: by whatever way it was named, its backups and records are found.
+    database = Path(os.path.realpath(database.parent)) / database.name
     state = database.with_name(f".{database.name}.abathur-db")
     return replace(
         parse(text, DEVELOPMENT),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_db import foreign
-from abathur_db.result import Exit, Failure
+from abathur_db.result import Exit, Failure, printable
 
 MB = 1_000_000
 UNITS = Path("/etc/systemd/system")
@@ -172,20 +172,20 @@ def require_free(path: Path, needed: int, purpose: str) -> None:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that holds `path`, "unknown" where /proc does not tell."""
-    target = os.path.realpath(existing(path))
-    best, kind = "", "unknown"
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        descriptor = os.open(existing(path), os.O_PATH | os.O_CLOEXEC)
+        try:
+            opened = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
+        finally:
+            os.close(descriptor)
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
     except FileNotFoundError:
-        return kind
-    for line in lines:
-        # proc(5): mount point is field 5 with \040 for a space; the type follows the lone "-".
-        before, _, after = line.partition(" - ")
-        mount = before.split()[4].encode().decode("unicode_escape")
-        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, after.split()[0]
-    return kind
+        return "unknown"
+    # By the kernel's number of the mount, not by its name: names can hold any byte. proc(5): in mountinfo the number is
+    # the first field and the type follows the lone "-".
+    number = opened.partition(b"mnt_id:")[2].split()[0]
+    kinds = [fields[fields.index(b"-") + 1] for fields in mounts if fields[0] == number]
+    return foreign.words(kinds[0]) if kinds else "unknown"
 
 
 def is_local(kind: str) -> bool:
@@ -198,23 +198,37 @@ def process_name(pid: int) -> str:
     if pid <= 0:
         return "a process outside this container"
     try:
-        return f"{Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()} (pid {pid})"
+        # The kernel cuts a name after 15 bytes, which may be inside a letter.
+        return f"{printable(foreign.words(Path(f'/proc/{pid}/comm').read_bytes()).strip())} (pid {pid})"
     except OSError:
         return f"pid {pid}"
 
 
-def processes_with(*paths: Path) -> list[str]:
-    """Return the other processes that have one of the files open, as far as this user may see."""
-    wanted = {str(path) for path in paths}
-    found = []
+def descriptors() -> Iterator[tuple[int, Path]]:
+    """Yield each file that another process has open, as the process and its link in /proc, as far as this user may."""
     for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
         try:
-            links = {os.readlink(each) for each in (process / "fd").iterdir()}
+            yield from ((int(process.name), each) for each in (process / "fd").iterdir())
         except OSError:
             continue
-        if links & wanted and int(process.name) != os.getpid():
-            found.append(process_name(int(process.name)))
-    return sorted(found)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the file that a path leads to: its own under every name. None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def processes_with(*paths: Path) -> list[str]:
+    """Return the other processes that have one of the files open, as far as this user may see."""
+    wanted = {identity(path) for path in paths} - {None}
+    holders = {pid for pid, descriptor in descriptors() if wanted and identity(descriptor) in wanted}
+    return sorted(map(process_name, holders))
 
 
 def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

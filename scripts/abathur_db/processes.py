@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from abathur_db import database
+from abathur_db import database, foreign, host
 
 WAL_WRITER = 120
 """Byte of the -shm that a writer locks."""
@@ -50,32 +50,21 @@ class Reader:
     frame: int
 
 
-def _open_files() -> Iterator[tuple[int, Path, str]]:
-    """Yield process, its fdinfo file and the name of each file that other processes have open."""
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) == os.getpid():
-            continue
-        try:
-            for each in (process / "fd").iterdir():
-                yield int(process.name), process / "fdinfo" / each.name, os.readlink(each)
-        except OSError:
-            continue
-
-
 def locks(path: Path) -> list[Lock]:
     """Return the locks that other processes hold on a database's file and on its -shm."""
-    wanted = {str(each): each for each in (path, database.sidecars(path)[1])}
+    wanted = {host.identity(each): each for each in (path, database.sidecars(path)[1])}
+    wanted.pop(None, None)
     found = []
-    for pid, information, name in _open_files():
-        if name in wanted:
-            found += _held(pid, information, wanted[name])
+    for pid, descriptor in host.descriptors():
+        if (known := host.identity(descriptor)) in wanted:
+            found += _held(pid, descriptor.parents[1] / "fdinfo" / descriptor.name, wanted[known])
     return sorted(set(found), key=lambda each: (each.pid, each.first))
 
 
 def _held(pid: int, information: Path, path: Path) -> list[Lock]:
     """Read lines such as `lock: 1: POSIX ADVISORY WRITE 77 fd:01:9 120 120` (proc(5), fdinfo)."""
     try:
-        text = information.read_text(encoding="utf-8")
+        text = foreign.words(information.read_bytes())
     except OSError:
         return []
     lines = re.findall(r"^lock:\s+\S+ POSIX\s+\S+\s+(READ|WRITE)\s+\S+\s+\S+\s+(\d+)\s+\S+", text, re.MULTILINE)
@@ -114,13 +103,21 @@ def readers(path: Path, index: WalIndex) -> list[Reader]:
 
 def with_deleted(path: Path) -> list[int]:
     """Return the processes that have a deleted file of this name open: what they write is lost."""
-    return sorted({pid for pid, _, name in _open_files() if name == f"{path} (deleted)"})
+    name = f"{os.path.realpath(path.parent)}/{path.name} (deleted)"
+    # A file may be called that.
+    there = host.identity(Path(name))
+    found = set()
+    for pid, descriptor in host.descriptors():
+        with suppress(OSError):
+            if os.readlink(descriptor) == name and (there is None or host.identity(descriptor) != there):
+                found.add(pid)
+    return sorted(found)
 
 
 def repair(pid: int, units: list[str]) -> str:
     """Return the command that ends a process's hold: of its unit, where that is an application's, else of itself."""
     try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+        groups = foreign.words(Path(f"/proc/{pid}/cgroup").read_bytes())
     except OSError:
         groups = ""
     unit = next((each for each in units if re.search(rf"/{re.escape(each)}$", groups, re.MULTILINE)), None)

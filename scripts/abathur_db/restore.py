@@ -98,7 +98,8 @@ def _stage(config: Config, source: str, staged: Path) -> Staged:
         path = Path(source).absolute()
         # A folder where a restore or a rejoin keeps a database.
         path = path / config.database.name if path.is_dir() else path
-        if path.parent != config.backup_directory or not catalog.NAME.fullmatch(path.name):
+        ours = host.identity(path.parent) == host.identity(config.backup_directory)
+        if not ours or not catalog.NAME.fullmatch(path.name):
             return Staged(str(path), None, _stage_foreign(config, path, staged))
         source = path.name
     if point := _nearer(config, source):
