@@ -154,13 +154,16 @@ def _growth(connection: sqlite3.Connection, _: str) -> list[Sample]:
     """
     now = datetime.now(UTC)
     day = (now - timedelta(days=1)).isoformat(timespec="seconds")
-    one = f"SELECT metric_value, timestamp FROM metrics WHERE {readings.COLLECTION}"
+    one = (
+        f"SELECT metric_value, timestamp FROM metrics WHERE {readings.COLLECTION} AND metric_value {foreign.COUNTABLE}"
+    )
     before = connection.execute(f"{one} AND timestamp <= ? ORDER BY timestamp DESC LIMIT 1", (day,)).fetchone()
     first = before or connection.execute(f"{one} ORDER BY timestamp LIMIT 1").fetchone()
     if first is None:
         return []
+    days = (now - foreign.moment(first[1])).total_seconds() / 86400
     size = database.pragma(connection, "page_size") * database.pragma(connection, "page_count")
-    return [Sample("growth_bytes_per_day", max((size - first[0]) / max(first[1], 1), 0))]
+    return [Sample("growth_bytes_per_day", max((size - first[0]) / max(days, 1), 0))]
 
 
 def _statuses(connection: sqlite3.Connection, table: str) -> list[Sample]:
