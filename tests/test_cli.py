@@ -250,3 +250,57 @@ def test_a_wrong_command_line_shows_the_usage_and_ends_with_2(cli: Cli, argument
 def test_help_lists_every_command(cli: Cli) -> None:
     _, output, _ = cli("--help")
     assert [name for name in module.COMMANDS if name not in output] == []
+
+
+BAD = "not utf-8 \udcff.db"
+
+
+def arguments(command: str, path: Path) -> list[str | Path]:
+    """Return what a command needs to be called for a database."""
+    about = module.COMMANDS[command]
+    named: list[str | Path] = ["x"] if about.positional and command != "fleet" else []
+    return [*named, *(["--database"] if named else []), path]
+
+
+@pytest.mark.parametrize("command", [name for name, each in module.COMMANDS.items() if each.takes_database])
+def test_a_path_that_is_no_utf_8_and_a_name_too_long_are_refused_by_every_command_and_nothing_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "\udcff")
+    with pytest.raises(SystemExit) as ended:
+        call(capsys, command, *arguments(command, tmp_path / BAD))
+    assert (ended.value.code, "an argument is not UTF-8: /" in capsys.readouterr().err) == (2, True)
+    # A relative name is of the directory that the command is called in.
+    code, _, errors = call(capsys, command, *arguments(command, Path("a.db")))
+    assert (code, "/\\udcff/a.db is not UTF-8" in errors) == (2, True), errors
+    code, _, errors = call(capsys, command, *arguments(command, tmp_path / f"{'ä' * 100}.db"))
+    assert (code, "has a name of more than 200 bytes" in errors) == (2, True), errors
+    assert [each.name for each in tmp_path.rglob("*")] == ["\udcff"]
+
+
+def test_a_name_as_long_as_may_be_serves_for_every_command(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 197 + ".db")
+    first = ("init", "seed", "backup", "verify latest --database", "drill", "vacuum --convert", "validate")
+    for command in (*first, "restore fresh --database", "restore latest --database", "report", "doctor", "status"):
+        code, _, errors = cli(*command.split(), path)
+        assert (code, errors) == (0, ""), command
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"database": f"/srv/{BAD}"},
+        {"backup_directory": f"/srv/{BAD}"},
+        {"metrics_textfile": f"/srv/{BAD}"},
+        {"metrics_textfile": "/srv/a\0b"},
+        {"database": f"/srv/{'a' * 228}"},
+    ],
+)
+def test_a_configuration_with_such_a_path_is_refused(
+    capsys: pytest.CaptureFixture[str], conf: Config, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    # The environment holds any bytes; a file is read as UTF-8.
+    monkeypatch.setenv(module.CONFIG_VARIABLE, toml(conf, **changes))
+    code, _, errors = call(capsys, "status")
+    assert (code, "which is not an absolute path" in errors or "more than 200 bytes" in errors) == (2, True), errors

@@ -323,7 +323,7 @@ def test_a_backup_that_is_named_by_its_path_is_that_backup_whatever_way_it_is_na
     conf: Config, saved: str, cli: Cli
 ) -> None:
     (file,) = conf.backup_directory.glob("*.zst")
-    code, output, _ = cli("restore", relative(file), "--database", relative(conf.database), "--dry-run")
+    code, output, _ = cli("restore", relative(file), "--database", conf.database, "--dry-run")
     assert (code, output.startswith(f"restore: would restore backup {saved};")) == (0, True), output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import guarded, runs
+from abathur_db import runs
 from abathur_db.result import Exit, Failure
 from databases import at_work, until
 
@@ -84,15 +83,6 @@ def test_a_record_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) 
     (tmp_path / "last").mkdir()
     (tmp_path / "last/backup.json").write_text(text)
     assert runs.recorded(tmp_path, "last", "backup") is None
-
-
-def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_only(*_: object) -> int:
-        raise OSError(errno.ENXIO, "No such device or address")
-
-    monkeypatch.setattr(guarded, "opened", read_only)
-    with pytest.raises(Failure, match="lock cannot be opened: No such device"), runs.locked(tmp_path, "x", 0):
-        pytest.fail("no lock")
 
 
 def a_run(number: int, **more: Any) -> dict[str, Any]:

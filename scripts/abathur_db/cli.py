@@ -8,14 +8,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, config, host, replica, resources, runs
+from abathur_db import __version__, config, foreign, host, replica, resources, runs
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, printable
 
@@ -351,18 +351,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code. Prints the result, JSON alone on standard output with --json."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    if wrong := [each for each in arguments if not foreign.is_text(each)]:
+        top.error(f"an argument is not UTF-8: {printable(wrong[0])}")
+    options = top.parse_args(arguments)
     # Whatever the caller's umask: nothing that the tool writes is for others.
     os.umask(0o077)
     try:
-        result = _run(options)
+        with host.translated():
+            result = _run(options)
     except Failure as failure:
         result = Result(options.command, str(failure), hint=failure.hint, code=failure.code)
     except Exception:
         traceback.print_exc()
         print("abathur-db: this is a defect of the tool; report it with the lines above", file=sys.stderr)
         return Exit.CRASH
-    _print(result, options.json)
+    try:
+        _print(result, options.json)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would be tried again at the end, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever reads on no more, as head, has what it wanted.
+        if not isinstance(error, BrokenPipeError):
+            print(f"abathur-db: the answer could not be written: {error.strerror}", file=sys.stderr)
+            return Exit.FAILED
     return result.exit_code
 
 
@@ -392,7 +405,7 @@ def _run(options: argparse.Namespace) -> Result:
     recording = command.recorded and changes
     begun = time.monotonic()
     try:
-        with _host_trouble():
+        with host.translated():
             if prepare:
                 passed["handed"] = _function(prepare)(settings)
                 host.become(user)
@@ -422,17 +435,6 @@ def _function(named: str) -> Callable[..., Any]:
     return found
 
 
-@contextmanager
-def _host_trouble() -> Iterator[None]:
-    """Turn what a host does to any program, a full disk for one, into a Failure."""
-    try:
-        yield
-    except OSError as error:
-        if failure := host.trouble(error):
-            raise failure from error
-        raise
-
-
 def _configuration(options: argparse.Namespace) -> Config:
     database = getattr(options, "database", None)
     if not COMMANDS[options.command].configured:
@@ -441,8 +443,7 @@ def _configuration(options: argparse.Namespace) -> Config:
         return config.development(resources.development_profile(), database)
     if text := os.environ.get(CONFIG_VARIABLE):
         return config.parse(text, f"the configuration in {CONFIG_VARIABLE}")
-    settings: Config = config.load(options.config)
-    return settings
+    return config.load(options.config)
 
 
 def _record(settings: Config, result: Result, begun: float) -> None:
@@ -455,7 +456,6 @@ def _record(settings: Config, result: Result, begun: float) -> None:
         # Set by systemd for a unit's processes: tells a timer's run from one by hand.
         "invocation": os.environ.get("INVOCATION_ID", ""),
     }
-
     home = settings.records(result.command)
 
     def write() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from abathur_db import foreign
 from abathur_db.result import Exit, Failure
 
 DEFAULT_PATH = Path("/etc/abathur-db.toml")
@@ -24,9 +25,11 @@ SHARED_DIRECTORIES = "shared-directories.txt"
 
 LARGEST = 2**31 - 1
 """SQLite takes its busy timeout as a C int (sqlite.org/c3ref/busy_timeout.html); no setting needs more."""
-PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f\"\\]+")
-"""Without the characters that would mean something in a systemd unit, where the paths stand as well; and with one
-slash at the beginning, because two are a place of their own to POSIX, and to Path."""
+PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f\"\\\ud800-\udfff]+")
+"""Without the characters that would mean something in a systemd unit, where the paths stand as well, and without bytes
+that are no UTF-8; with one slash at the beginning, because two are a place of their own to POSIX, and to Path."""
+LONGEST = 200
+"""Bytes of a database's name; file systems take 255, and what a restore keeps aside has a longer name by some 40."""
 UNIT = re.compile(r"[\w:.@\\][\w:.@\\-]*", re.ASCII)
 """Characters of systemd.unit(5); no leading dash, which systemctl would take for an option."""
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -153,6 +156,8 @@ def parse(text: str, origin: str) -> Config:
         raise _invalid(origin, f"lacks a key: {', '.join(missing)}")
     types_of = typing.get_type_hints(Config)
     read = Config(**{name: _convert(origin, name, value, types_of[name]) for name, value in values.items()})
+    if len(os.fsencode(read.database.name)) > LONGEST:
+        raise _invalid(origin, f"has a database whose name has more than {LONGEST} bytes: {read.database.name}")
     if read.owner:
         _check_directories(origin, read)
     if read.backup_owner and read.owner in ("", read.backup_owner):
@@ -163,9 +168,18 @@ def parse(text: str, origin: str) -> Config:
 
 
 def development(text: str, database: Path) -> Config:
-    """Return the development profile (its TOML text) for one database file, everything beside it under its name."""
+    """Return the development profile (its TOML text) for one database file, everything beside it under its name.
+
+    Raises Failure (USAGE) for a path that is not UTF-8, or whose name is too long for what is put beside it.
+    """
     # One name for one file: by whatever way it was named, its backups and records are found.
     database = Path(os.path.realpath(database.parent)) / database.name
+    if not foreign.is_text(str(database)):
+        raise Failure(f"{database} is not UTF-8", "rename the directory or the file", Exit.USAGE)
+    if len(os.fsencode(database.name)) > LONGEST:
+        raise Failure(
+            f"{database} has a name of more than {LONGEST} bytes", "rename it while nobody has it open", Exit.USAGE
+        )
     state = database.with_name(f".{database.name}.abathur-db")
     return replace(
         parse(text, DEVELOPMENT),
@@ -206,7 +220,7 @@ def _convert(origin: str, name: str, value: Any, wanted: Any) -> Any:
     else:
         good, expected = isinstance(value, str), "text"
         if name == "metrics_textfile":
-            good, expected = good and (not value or value.startswith("/")), "an absolute path, or empty"
+            good, expected = good and (not value or bool(PATH.fullmatch(value))), "an absolute path, or empty"
     if not good:
         raise _invalid(origin, f"has {name} = {value!r}, which is not {expected}")
     return Path(value) if wanted is Path else value

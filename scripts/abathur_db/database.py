@@ -395,6 +395,11 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if why := host.unlockable(path):
+                raise Failure(
+                    f"{path} cannot be locked: {why}; nothing was changed",
+                    f"use a file system that can lock files, or start its lock service: findmnt --target {path.parent}",
+                ) from error
             raise Failure(
                 f"{path} was locked by another process for longer than {busy_timeout_ms / 1000:g} s; "
                 "nothing was changed",

@@ -28,6 +28,15 @@ def words(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: an argument or a file's name may hold bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def moment(text: object, *, zoned: bool = False) -> datetime:
     """Return the moment that an ISO 8601 text names, in UTC; a text without a time zone means UTC.
 

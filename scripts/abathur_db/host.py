@@ -9,7 +9,9 @@ import pwd
 import re
 import shutil
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,27 +31,64 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 """SQLite's WAL needs memory shared by all processes, which these do not give (sqlite.org/wal.html, section 2.2)."""
 
-TROUBLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}
-    | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EFBIG, errno.EISDIR, errno.ESTALE}
-)
-"""Errors that a host can have at any call that touches a file or starts a program: no defect of the tool."""
+DEFECTS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.ESPIPE})
+"""Errors that a call without a file's name has through a mistake in the tool; every other one is the host's."""
 
 
 def trouble(error: OSError) -> Failure | None:
-    """Return an error of the host as a Failure, None for one that a defect of the tool may have caused."""
-    if error.errno not in TROUBLE:
+    """Return an error of the host as a Failure, None for one that a defect of the tool has caused.
+
+    What the kernel says of a file by its name is the host's: the file is somebody's who may have changed or deleted it.
+    """
+    named = isinstance(error.filename, (str, bytes))
+    if error.errno is None or (not named and error.errno in DEFECTS):
         return None
-    place = Path(error.filename) if isinstance(error.filename, str) else None
-    what = f"{place} cannot be written or read" if place else "a file cannot be written or read"
+    place = Path(os.fsdecode(error.filename)) if named else None
+    what = f"{place or 'a file'} cannot be written or read"
+    if error.errno == errno.ENOENT and not place:
+        # getcwd(2) alone says so without a name.
+        what = "the directory that this was started in cannot be used"
     where = existing(place.parent) if place else "/"
     look = {
         errno.ENOSPC: f"free space or inodes there: df -h {where}; df -i {where}",
         errno.EDQUOT: "raise the quota of the database's owner, or free space: quota",
         errno.EROFS: f"make it writable: findmnt --target {where}",
+        errno.ENOLCK: f"use a file system that can lock files, or start its lock service: findmnt --target {where}",
+        errno.ENAMETOOLONG: "use a shorter path",
     }
     hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
     return Failure(f"{what}: {error.strerror}; what was there before is as it was", hint)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what a host does to any program, a full disk for one, into a Failure."""
+    try:
+        yield
+    except MemoryError:
+        raise Failure("there is no memory left; what was there before is as it was", "free -h; dmesg | tail") from None
+    except OSError as error:
+        if failure := trouble(error):
+            raise failure from error
+        raise
+
+
+LOCK = """import fcntl, sys
+try:
+    fcntl.lockf(open(sys.argv[1], "rb"), fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 1 << 40)
+except OSError as error:
+    sys.exit(error.errno)
+"""
+"""Locks a byte that SQLite never locks, far behind its own."""
+
+
+def unlockable(path: Path) -> str:
+    """Return why nobody at all can lock a file; empty when it can be locked.
+
+    SQLite says "locked" of both. Another process tries it: closing a file takes away all locks of this one on it.
+    """
+    done = subprocess.run([sys.executable, "-Ic", LOCK, path], capture_output=True, check=False)
+    return os.strerror(done.returncode) if done.returncode > 0 else ""
 
 
 def processors() -> int:
@@ -128,7 +167,7 @@ def account(owner: str) -> pwd.struct_passwd:
 def fenced() -> str:
     """Return since when this host is fenced, empty when it is not."""
     try:
-        return FENCE.read_text(encoding="utf-8").strip()
+        return FENCE.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return ""
 
@@ -244,14 +283,14 @@ def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if child == 0:  # pragma: no cover - the child leaves by _exit; tests/test_build.py runs it
         answer: dict[str, Any] = {}
         try:
-            become(owner)
-            answer = {"value": work()}
+            with translated():
+                become(owner)
+                answer = {"value": work()}
         except Failure as failure:
             answer = {"failure": str(failure), "hint": failure.hint, "code": failure.code}
-        except OSError as error:
-            if failed := trouble(error):
-                answer = {"failure": str(failed), "hint": failed.hint, "code": failed.code}
         finally:
+            if not answer:
+                traceback.print_exc()
             os.write(writing, json.dumps(answer).encode())
             os._exit(0)
     os.close(writing)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, foreign, guarded, host, progress
+from abathur_db import database, foreign, guarded, progress
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
@@ -150,7 +150,7 @@ def locked(state_directory: Path, command: str, wait_seconds: float) -> Iterator
 
     The kernel frees it when the holder dies, so it never has to be cleared by hand.
     Who waits at a terminal is told for whom; a journal stays quiet.
-    Raises Failure (BUSY), naming the holder, after `wait_seconds`; Failure when there can be no lock.
+    Raises Failure (BUSY), naming the holder, after `wait_seconds`; OSError when there can be no lock.
     """
     told = False
     deadline = time.monotonic() + wait_seconds
@@ -182,14 +182,7 @@ def beside(state_directory: Path, command: str) -> Iterator[str]:
 @contextmanager
 def _lock_file(state_directory: Path) -> Iterator[int]:
     guarded.directory(state_directory)
-    try:
-        descriptor = guarded.opened(state_directory / "lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        refused = Failure(
-            f"{state_directory / 'lock'} cannot be opened: {error.strerror}; nothing was changed",
-            f"look at it: ls -la {state_directory}",
-        )
-        raise host.trouble(error) or refused from None
+    descriptor = guarded.opened(state_directory / "lock", os.O_RDWR | os.O_CREAT)
     try:
         yield descriptor
     finally:
@@ -201,7 +194,10 @@ def _take(descriptor: int, command: str) -> str:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another run"
+        return foreign.words(os.pread(descriptor, 200, 0)) or "another run"
+    except OSError as error:
+        # A call on a descriptor names no file.
+        raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{descriptor}")) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{command} (pid {os.getpid()}, since {now()})".encode(), 0)
     return ""
