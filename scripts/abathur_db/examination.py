@@ -19,12 +19,15 @@ def soundness(config: Config, name: str, found: Findings) -> Check:
     return Check(name, not found.fault, "ok", found.fault or "ok", repair)
 
 
-def content(config: Config, connection: sqlite3.Connection, found: Findings, *, strict: bool = False) -> list[Check]:
-    """Return what is to be known of the rows of a sound file; reads each of them.
+def content(
+    config: Config, connection: sqlite3.Connection, found: Findings, *, whole: bool = True, strict: bool = False
+) -> list[Check]:
+    """Return what is to be known of the rows of a sound file.
 
-    Warnings, for they are the application's rows; `strict` makes a failure of foreign keys that are violated anew.
+    `whole`: every CHECK is evaluated on every row, which takes as long as SQLite's quick check. Warnings, for they are
+    the application's rows; `strict` makes a failure of foreign keys that are violated anew.
     """
-    broken, unable = rules.broken(connection)
+    broken, unable = rules.broken(connection) if whole else ([], [])
     unchecked = [*found.unchecked, *unable, *rules.foreign_key_violations(connection)[1]]
     odd = [*found.rows, *map(str, broken)]
     checks = [foreign_keys(config, connection, strict=strict)]

@@ -144,11 +144,11 @@ def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     return Plan(kind, found.version, steps + open_to_others)
 
 
-INDEX_ROWS_PER_SECOND = 200_000
-"""Rows that an index takes a second, at the least (README, Measured): 1 kB each, on 2 processors and a virtual disk."""
+INDEX_ROWS_PER_SECOND = 150_000
+"""Half of the rows that an index took a second, at the least of three, on 2 busy processors: rows of 1 kB, 0.35 GB."""
 
 INDEX_ROW_BYTES = 150
-"""Bytes that a row takes in an index, at the most seen with this schema; once more in the log until a checkpoint."""
+"""Bytes that a row takes in an index, with room: 42 were measured; once more in the log until a checkpoint."""
 
 
 def _indexing(connection: sqlite3.Connection, lack: Difference, name: str) -> str:

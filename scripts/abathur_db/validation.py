@@ -43,7 +43,7 @@ def _sound(config: Config, copy: Path) -> list[Check]:
     with database.opened(copy, 0, immutable=True) as connection:
         found = soundness.findings(connection)
         check = examination.soundness(config, "quick_check", found)
-        return [check, *(examination.content(config, connection, found) if check.ok else [])]
+        return [check, *(examination.content(config, connection, found, whole=False) if check.ok else [])]
 
 
 def _latency_table(latencies: list[dict[str, Any]]) -> list[str]:
