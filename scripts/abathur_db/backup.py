@@ -13,7 +13,7 @@ from typing import Any
 
 from abathur_db import __version__, catalog, database, guarded, handover, host, packing, progress, release, retention
 from abathur_db.config import Config
-from abathur_db.manifest import Manifest
+from abathur_db.manifest import Manifest, fitting
 from abathur_db.result import Failure, Result
 
 
@@ -108,7 +108,7 @@ def _facts(config: Config, plain: Path, *, full: bool) -> dict[str, Any]:
             "user_version": database.pragma(copy, "user_version"),
             "application_id": database.pragma(copy, "application_id"),
             "page_count": database.pragma(copy, "page_count"),
-            "rows": database.row_counts(copy),
+            "rows": fitting(database.row_counts(copy)),
         }
 
 
