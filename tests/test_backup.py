@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, maintenance, packing, progress, proof, restore, schema
+from abathur_db import backup, catalog, database, host, maintenance, packing, progress, proof, restore, runs, schema
 from abathur_db.config import Config
+from abathur_db.manifest import OTHER_TABLES
 from abathur_db.result import Failure
+from conftest import Cli
 from databases import application, at_work, corrupt, dump, picture, rows, run
 
 
@@ -92,6 +95,70 @@ def test_a_backup_during_writes_is_one_moment_of_the_database(conf: Config) -> N
             copy.close()
             assert counts[0] == counts[1]
         assert writer.poll() is None
+
+
+@pytest.fixture
+def wide(conf: Config) -> int:
+    """Give the database 700 tables of a row each, whose names alone are more than a manifest may have; return rows."""
+    names = [f"a{number:03}_{'x' * 1996}" for number in range(700)]
+    run(conf.database, *(f"CREATE TABLE {name} (x); INSERT INTO {name} VALUES (1)" for name in names))
+    return 50 + len(names)
+
+
+def test_a_backup_of_more_tables_than_a_manifest_holds_counts_and_restores(conf: Config, wide: int) -> None:
+    made = backup.backup(conf)
+    assert [each.id for each in catalog.backups(conf)] == [made.data["id"]]
+    assert made.data["rows"]["memory_entries"] == 50
+    assert sum(made.data["rows"].values()) == wide
+    assert 0 < made.data["rows"][OTHER_TABLES] < 700
+    assert proof.verify(conf, "latest").ok
+    before = dump(conf.database)
+    conf.database.unlink()
+    restore.restore(conf, "latest")
+    assert dump(conf.database) == before
+
+
+def test_the_record_of_a_run_is_read_whatever_its_result_holds(conf: Config, wide: int, cli: Cli) -> None:
+    assert wide
+    for command in ("backup", "verify", "status", "backups"):
+        code, said, error = cli(command, *(["--database"] if command == "verify" else []), conf.database)
+        assert code == 0, said + error
+    last = runs.recorded(conf.records("backup"), "last", "backup")
+    assert last is not None
+    assert last["data"]["sequence"] == 1
+
+
+@pytest.mark.parametrize("number", [-1, -(2**31), 2**31 - 1])
+def test_a_backup_counts_whatever_numbers_the_application_has_in_the_header(conf: Config, number: int) -> None:
+    run(conf.database, f"PRAGMA user_version = {number}", f"PRAGMA application_id = {number}")
+    made = backup.backup(conf)
+    assert made.data["user_version"] == number
+    assert [each.id for each in catalog.backups(conf)] == [made.data["id"]]
+
+
+def test_a_backup_that_would_not_count_is_a_failure_and_leaves_nothing(conf: Config) -> None:
+    backup.backup(conf)
+    (conf.records("backup") / catalog.SEQUENCE).write_text(f"{2**63 - 1}\n")
+    before = picture(conf.backup_directory)
+    with pytest.raises(Failure, match=r"the backup would not count: .* it says sequence = 92233720368547758"):
+        backup.backup(conf)
+    assert picture(conf.backup_directory) == before
+
+
+def test_a_name_that_does_not_reach_the_disk_is_taken_back(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup.backup(conf)
+    before = picture(conf.backup_directory)
+    sync = database.sync
+
+    def broken(path: Path) -> None:
+        if path == conf.backup_directory and len(list(path.glob("abathur_*.json"))) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        sync(path)
+
+    monkeypatch.setattr(database, "sync", broken)
+    with pytest.raises(Failure, match="nothing was kept of it, older backups are untouched"):
+        backup.backup(conf)
+    assert picture(conf.backup_directory) == before
 
 
 def test_a_dry_run_makes_nothing(conf: Config) -> None:

@@ -122,6 +122,24 @@ def test_checks_of_backups_that_are_gone_are_forgotten(conf: Config) -> None:
         assert catalog.checks(conf) == {}
 
 
+def test_notes_of_bad_backups_are_kept_however_many_there_are_of_good_ones(conf: Config) -> None:
+    names = [f"2020{number // 100 % 12 + 1:02}01_{number:06}" for number in range(7500)]
+    conf.backup_directory.mkdir()
+    for name in names:
+        (conf.backup_directory / f"abathur_{name}.db").touch()
+    passed = {"time": "2026-11-24T02:00:00+00:00", "ok": True, "summary": "passed", "seconds": None}
+    notes: dict[str, Any] = {name: {"verify": passed, "ok": True} for name in names}
+    bad = sorted(names)[:5]
+    notes |= {name: {"verify": {**passed, "ok": False}, "ok": False} for name in bad}
+    conf.state_directory.mkdir()
+    (conf.state_directory / catalog.CHECKS).write_text(json.dumps(notes, separators=(",", ":")))
+    assert len(catalog.checks(conf)) == len(names)
+    catalog.remember_check(conf, sorted(names)[-1], "drill", fault="rows " * 100_000)
+    known = catalog.checks(conf)
+    assert {name for name, note in known.items() if not note["ok"]} == {*bad, sorted(names)[-1]}
+    assert len(known) > 6000
+
+
 @pytest.mark.parametrize(("hours", "ok"), [(0, True), (25, True), (27, False), (-2, False)])
 def test_the_newest_verified_backup_may_be_neither_too_old_nor_from_the_future(
     conf: Config, hours: int, ok: bool

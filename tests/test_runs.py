@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import runs
+from abathur_db import guarded, runs
 from abathur_db.result import Exit, Failure
 from databases import at_work, until
 
 HOLDER = """
 import pathlib, sys, time
-from abathur_db import guarded, runs
+from abathur_db import guarded, guarded, runs
 with runs.locked(pathlib.Path(sys.argv[1]), "vacuum", 0):
     print("held", flush=True)
     time.sleep(600)
@@ -77,6 +77,25 @@ def test_a_failed_run_becomes_the_last_result_and_leaves_the_last_success(tmp_pa
     assert (last["summary"], success["summary"]) == ("second", "first")
 
 
+@pytest.mark.parametrize("long", ["summary", "hint", "checks", "report", "data"])
+def test_of_a_run_that_is_too_long_to_be_read_what_is_asked_for_is_recorded(tmp_path: Path, long: str) -> None:
+    much: Any = "ä" * guarded.LIMIT
+    much = much if long in ("summary", "hint") else {"n": 2.4, "rows": much} if long == "data" else [much]
+    runs.record(tmp_path, {**RUN, "ok": True, "summary": "first", long: much})
+    found = runs.recorded(tmp_path, "last", "backup")
+    assert found is not None
+    assert (found["ok"], found["finished"], found["data"]) == (True, "now", {"n": 2.4} if long == "data" else {})
+
+
+def test_a_text_that_its_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    runs.write_whole(path, "x" * guarded.LIMIT)
+    assert len(guarded.read_text(path)) == guarded.LIMIT
+    with pytest.raises(Failure, match="was not written: it would have 1048578 bytes, and its readers take 1048576"):
+        runs.write_whole(path, "ä" * (guarded.LIMIT // 2 + 1))
+    assert len(guarded.read_text(path)) == guarded.LIMIT
+
+
 @pytest.mark.parametrize("text", ["half of a rec", "[]", "{}", '{"ok": 1}'])
 def test_a_record_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) -> None:
     assert runs.recorded(tmp_path, "last", "backup") is None
@@ -130,7 +149,7 @@ def test_a_line_that_is_no_run_is_passed_over(tmp_path: Path, line: str) -> None
 
 REMEMBER = """
 import pathlib, sys
-from abathur_db import runs
+from abathur_db import guarded, runs
 print("begun", flush=True)
 run = {"command": "backup", "ok": True, "summary": "s", "finished": "2026-11-24T02:00:00Z", "invocation": ""}
 runs.remember(pathlib.Path(sys.argv[1]), run)

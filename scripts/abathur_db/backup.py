@@ -26,7 +26,7 @@ from abathur_db import (
     soundness,
 )
 from abathur_db.config import Config
-from abathur_db.manifest import Manifest
+from abathur_db.manifest import Manifest, fitting
 from abathur_db.result import Check, Failure, Result
 
 
@@ -124,7 +124,7 @@ def _facts(config: Config, plain: Path, *, full: bool) -> tuple[dict[str, Any], 
             "user_version": database.pragma(copy, "user_version"),
             "application_id": database.pragma(copy, "application_id"),
             "page_count": database.pragma(copy, "page_count"),
-            "rows": database.row_counts(copy),
+            "rows": fitting(database.row_counts(copy)),
         }
     # Each is in the backup as it is in the database, and a restore makes indexes of their tables again.
     said = [found.astray] if found.indexes else []

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,35 @@ def _entry(config: Config, name: str, path: Path) -> Entry:
 
 
 def publish(config: Config, packed: Path, manifest: Manifest) -> None:
-    """Give a packed file its name as a backup, with its manifest. Raises OSError."""
+    """Give a packed file its name as a backup, with its manifest, which is read back before it counts.
+
+    Raises Failure when it would not count, OSError; nothing is kept then.
+    """
     # The manifest comes last: a file without one does not count as a backup. Until then its partial
     # names the file as unfinished, so that a run that is killed in between leaves nothing for good.
+    file = config.backup_directory / manifest.file
     final = config.backup_directory / f"{PREFIX}{manifest.id}.json"
     partial = final.with_name(f".{final.name}.partial")
-    partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    database.sync(partial)
-    os.replace(packed, config.backup_directory / manifest.file)
-    database.sync(config.backup_directory)
-    os.replace(partial, final)
-    database.sync(config.backup_directory)
+    placed = [partial]
+    try:
+        partial.write_text(manifest.text(), encoding="utf-8")
+        database.sync(partial)
+        os.replace(packed, file)
+        placed.insert(0, file)
+        database.sync(config.backup_directory)
+        if fault := _entry(config, manifest.id, partial).fault:
+            raise Failure(
+                f"the backup would not count: {fault}; nothing was kept of it, older backups are untouched",
+                f"see what keeps it from being read: ls -la {config.backup_directory}",
+            )
+        os.replace(partial, final)
+        placed.insert(0, final)
+        database.sync(config.backup_directory)
+    except BaseException:
+        # The manifest goes first and its partial last, for the same reasons.
+        for each in placed:
+            each.unlink(missing_ok=True)
+        raise
 
 
 def kept_aside(config: Config) -> list[Path]:
@@ -224,10 +242,27 @@ def remember_check(config: Config, identity: str, kind: str, *, fault: str, seco
     """Keep a check of a backup, `verify` or `drill`, and forget those of backups that are gone."""
     there = _identities(config)
     known = {name: value for name, value in checks(config).items() if name in there}
-    check = {"time": runs.now(), "ok": not fault, "summary": fault or "passed", "seconds": seconds}
+    summary = fault[: runs.SUMMARY_LENGTH] or "passed"
+    check = {"time": runs.now(), "ok": not fault, "summary": summary, "seconds": seconds}
     known[identity] = {**known.get(identity, {}), kind: check, "ok": not fault}
-    text, mode = json.dumps(known, indent=2) + "\n", 0o640 if config.backup_owner else 0o600
-    runs.write_whole(config.state_directory / CHECKS, text, mode=mode)
+    mode = 0o640 if config.backup_owner else 0o600
+    runs.write_whole(config.state_directory / CHECKS, _fitting(known), mode=mode)
+
+
+def _fitting(known: dict[str, dict[str, Any]]) -> str:
+    """Return notes as JSON that their reader takes: those of bad backups before those of good ones, the newest first.
+
+    A backup without a note counts as good, so the notes that no longer fit change nothing.
+    """
+    lines: list[str] = []
+    left = guarded.LIMIT - len("{\n\n}\n")
+    for name in sorted(sorted(known, reverse=True), key=lambda each: bool(known[each]["ok"])):
+        line = f"{json.dumps(name)}: {json.dumps(known[name])}"
+        left -= len(line) + len(",\n")
+        if left < 0:
+            break
+        lines.append(line)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def age_check(config: Config, newest: Manifest | None) -> Check:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from abathur_db import foreign
+from abathur_db import foreign, guarded
+
+ROWS_BYTES = guarded.LIMIT - 2048
+"""Bytes of JSON that the rows of a manifest may have: the other fields have the rest of what its readers take."""
+
+OTHER_TABLES = "sqlite_others"
+"""Stands for the tables whose rows do not fit; no table has this name, because SQLite keeps `sqlite_` for itself."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What is known of a backup; stands beside it as JSON. Sizes in bytes, duration in seconds.
 
-    `sequence` grows by one with each backup, whatever the clock does: it says which is newer.
+    `sequence` grows by one with each backup, whatever the clock does: it says which is newer. `rows`: see fitting.
     """
 
     id: str
@@ -38,6 +45,22 @@ class Manifest:
     def moment(self) -> datetime:
         """The time of the snapshot."""
         return foreign.moment(self.created)
+
+    def text(self) -> str:
+        """Return the manifest as it stands on the disk."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def fitting(rows: dict[str, int]) -> dict[str, int]:
+    """Return the rows per table as a manifest has them: as many tables as fit, the others as one sum."""
+    left = ROWS_BYTES
+    others: set[str] = set()
+    for name in sorted(rows, key=len):
+        left -= len(f"    {json.dumps(name)}: {rows[name]},\n")
+        if left < 0:
+            others.add(name)
+    kept = {name: count for name, count in rows.items() if name not in others}
+    return {**kept, OTHER_TABLES: sum(rows[name] for name in others)} if others else kept
 
 
 def parse(text: str) -> Manifest:

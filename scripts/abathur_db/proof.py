@@ -11,7 +11,7 @@ from pathlib import Path
 
 from abathur_db import catalog, database, guarded, host, packing, resources, schema, soundness
 from abathur_db.config import Config
-from abathur_db.manifest import Manifest
+from abathur_db.manifest import Manifest, fitting
 from abathur_db.result import Check, Failure, Result, counted, summarize
 
 CATCH_UP_SECONDS = 3600
@@ -79,11 +79,12 @@ def _compare(connection: sqlite3.Connection, manifest: Manifest) -> None:
         "application_id": database.pragma(connection, "application_id"),
         "user_version": database.pragma(connection, "user_version"),
         "page_count": database.pragma(connection, "page_count"),
-        "rows": database.row_counts(connection),
+        "rows": fitting(database.row_counts(connection)),
     }
     for name, value in found.items():
-        if value != getattr(manifest, name):
-            raise _differs(manifest, f"{name} is {value}, its manifest says {getattr(manifest, name)}")
+        said = getattr(manifest, name)
+        if value != said:
+            raise _differs(manifest, f"{name} is {value!s:.200}, its manifest says {said!s:.200}")
 
 
 def _differs(manifest: Manifest, what: str) -> Failure:

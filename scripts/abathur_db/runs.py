@@ -28,12 +28,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_whole(path: Path, text: str, *, durable: bool = False, mode: int | None = None) -> None:
+def write_whole(
+    path: Path, text: str, *, durable: bool = False, mode: int | None = None, limit: int | None = guarded.LIMIT
+) -> None:
     """Write a small file so that a reader sees the old or the new text, never a part of it.
 
     `durable`: it is on the disk when this returns, a power cut notwithstanding. `mode`: it has when it gets its
-    name; that of the umask, with nothing for others, for None.
+    name; that of the umask, with nothing for others, for None. `limit`: bytes that its readers take, None for any.
+    Raises Failure for a text that no reader would take, and as guarded.write_new does.
     """
+    if limit is not None and len(text.encode()) > limit:
+        raise Failure(
+            f"{path} was not written: it would have {len(text.encode())} bytes, and its readers take {limit}",
+            f"see what it holds now: ls -l {path}",
+        )
     partial = path.with_name(f".{path.name}.partial")
     guarded.write_new(partial, text)
     if mode is not None:
@@ -47,7 +55,7 @@ def write_whole(path: Path, text: str, *, durable: bool = False, mode: int | Non
 
 def record(state_directory: Path, run: dict[str, Any]) -> None:
     """Keep a run as the last result of its command; a good one as success, and as unit when systemd ran it."""
-    text = json.dumps(run, indent=2) + "\n"
+    text = _fitting(run)
     kinds = ["last"]
     if run["ok"]:
         kinds += ["success", "unit"] if run["invocation"] else ["success"]
@@ -58,15 +66,27 @@ def record(state_directory: Path, run: dict[str, Any]) -> None:
     remember(state_directory, run)
 
 
+def _fitting(run: dict[str, Any]) -> str:
+    """Return a run as JSON that its readers take: of one that is too long what they ask for stays."""
+    text = json.dumps(run, indent=2) + "\n"
+    if len(text) <= guarded.LIMIT:
+        return text
+    short = {name: run[name][:SUMMARY_LENGTH] for name in ("summary", "hint")}
+    return json.dumps({**run, **short, "checks": [], "report": [], "data": _numbers(run)}, indent=2) + "\n"
+
+
+def _numbers(run: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers in a run's data: what a drill measured, how much a backup holds."""
+    return {key: each for key, each in run.get("data", {}).items() if foreign.is_number(each)}
+
+
 def remember(state_directory: Path, run: dict[str, Any]) -> None:
     """Append a run to the history of its command: one line, written whole; the oldest go when there are too many."""
     directory = state_directory / "history"
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{run['command']}.jsonl"
     kept = {key: run.get(key) for key in ("finished", "ok", "seconds", "exit_code", "invocation")}
-    # Numbers only: what a drill measured, how much a backup holds.
-    numbers = {key: each for key, each in run.get("data", {}).items() if foreign.is_number(each)}
-    line = json.dumps({**kept, "summary": str(run["summary"])[:SUMMARY_LENGTH], "data": numbers})
+    line = json.dumps({**kept, "summary": str(run["summary"])[:SUMMARY_LENGTH], "data": _numbers(run)})
     with _alone(directory):
         # A power cut may have left half a line: it ends here, and a reader passes it over.
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -78,7 +98,7 @@ def remember(state_directory: Path, run: dict[str, Any]) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         # Not at every run: trimming writes the whole file anew.
         if len(lines) >= 2 * HISTORY:
-            write_whole(path, "".join(f"{each}\n" for each in lines[-HISTORY:]))
+            write_whole(path, "".join(f"{each}\n" for each in lines[-HISTORY:]), limit=None)
 
 
 @contextmanager

@@ -134,5 +134,9 @@ def _copy(config: Config, source: Path, manifest: Manifest) -> str:
     if (sink.size, sink.digest.hexdigest()) != (manifest.bytes, manifest.sha256):
         partial.unlink()
         return f"the SHA-256 of {manifest.file} is not that of its manifest"
-    catalog.publish(config, partial, manifest)
+    try:
+        catalog.publish(config, partial, manifest)
+    except Failure as failure:
+        partial.unlink(missing_ok=True)
+        return str(failure)
     return ""

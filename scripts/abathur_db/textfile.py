@@ -82,4 +82,4 @@ def render(samples: list[Sample]) -> str:
 
 def write(path: Path, samples: list[Sample]) -> None:
     """Write the textfile whole, readable for the exporter, whose user is another one. Raises OSError."""
-    runs.write_whole(path, render(samples), mode=0o644)
+    runs.write_whole(path, render(samples), mode=0o644, limit=None)
