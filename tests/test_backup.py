@@ -128,9 +128,9 @@ def test_the_record_of_a_run_is_read_whatever_its_result_holds(conf: Config, wid
     assert last["data"]["sequence"] == 1
 
 
-@pytest.mark.parametrize("number", [-1, -(2**31), 2**31 - 1])
-def test_a_backup_counts_whatever_numbers_the_application_has_in_the_header(conf: Config, number: int) -> None:
-    run(conf.database, f"PRAGMA user_version = {number}", f"PRAGMA application_id = {number}")
+@pytest.mark.parametrize("number", [-1, -(2**31)])
+def test_a_backup_counts_whatever_version_the_application_has_in_the_header(conf: Config, number: int) -> None:
+    run(conf.database, f"PRAGMA user_version = {number}")
     made = backup.backup(conf)
     assert made.data["user_version"] == number
     assert [each.id for each in catalog.backups(conf)] == [made.data["id"]]
@@ -140,7 +140,9 @@ def test_a_backup_that_would_not_count_is_a_failure_and_leaves_nothing(conf: Con
     backup.backup(conf)
     (conf.records("backup") / catalog.SEQUENCE).write_text(f"{2**63 - 1}\n")
     before = picture(conf.backup_directory)
-    with pytest.raises(Failure, match=r"the backup would not count: .* it says sequence = 92233720368547758"):
+    with pytest.raises(
+        Failure, match="the backup would not count: .* 9223372036854775808 is a number of more than 64 bits"
+    ):
         backup.backup(conf)
     assert picture(conf.backup_directory) == before
 
