@@ -141,7 +141,7 @@ def test_a_backup_that_would_not_count_is_a_failure_and_leaves_nothing(conf: Con
     (conf.records("backup") / catalog.SEQUENCE).write_text(f"{2**63 - 1}\n")
     before = picture(conf.backup_directory)
     with pytest.raises(
-        Failure, match="the backup would not count: .* 9223372036854775808 is a number of more than 64 bits"
+        Failure, match=r"the backup would not count: .* 9223372036854775808 is a number of more than 64 bits"
     ):
         backup.backup(conf)
     assert picture(conf.backup_directory) == before

@@ -90,9 +90,9 @@ def host(conf: Config) -> Iterator[Host]:
 LINK, FIFO, DIRECTORY = "a symlink to root's file", "a FIFO", "a directory"
 EVERYDAY = ("backup", "status", "restore latest")
 PATHS: dict[str, tuple[str, ...]] = {
-    "data/abathur.db": (*EVERYDAY, "init"),
-    "data/abathur.db-wal": EVERYDAY,
-    "data/abathur.db-shm": EVERYDAY,
+    "data/abathur.db": (*EVERYDAY, "init", "doctor"),
+    "data/abathur.db-wal": (*EVERYDAY, "doctor"),
+    "data/abathur.db-shm": (*EVERYDAY, "doctor"),
     "data/abathur.db-journal": EVERYDAY,
     "data/.abathur.db.new": ("restore fresh",),
     "data/.abathur.db.restore": ("restore latest", "restore fresh"),
@@ -111,6 +111,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "state/last/backup.json": ("backup", "status", "alert backup"),
     "state/last/.backup.json.partial": ("backup",),
     "state/success/drill.json": ("status", "drill"),
+    "state/history/backup.jsonl": ("backup", "report"),
+    "state/history": ("backup", "report"),
+    "state/alerts/backup.mail.json": ("alert backup --mail root",),
     "state/scratch": ("drill", "integrity-check"),
     "state/scratch/proof.db": ("drill", "verify latest"),
     "state/scratch/clone.db": ("integrity-check",),

@@ -43,9 +43,10 @@ def beginning(path: Path, count: int) -> bytes:
     """Return the first bytes of a database or of its -shm that this process may have open; none when it is absent.
 
     Another process reads it: closing a file takes away all locks of this one on it, those of SQLite's connections among
-    them (sqlite.org/howtocorrupt.html, section 2.2).
+    them (sqlite.org/howtocorrupt.html, section 2.2). It follows no link and waits for no FIFO.
     """
-    return subprocess.run(["head", f"--bytes={count}", path], capture_output=True, check=False).stdout
+    how = (f"bs={count}", "count=1", "iflag=fullblock,nofollow,nonblock", "status=none")
+    return subprocess.run(["dd", f"if={path}", *how], capture_output=True, check=False).stdout
 
 
 def page_bytes(path: Path) -> int:

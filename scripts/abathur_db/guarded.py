@@ -19,17 +19,20 @@ LIMIT = 1 << 20
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a small file.
+    """Return the text of a small file. Raises as read_bytes does, and UnicodeDecodeError."""
+    return read_bytes(path).decode("utf-8")
 
-    Raises Failure when it is anything but a regular file of a sensible size, OSError and
-    UnicodeDecodeError as open() does.
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """Return the bytes of a small file.
+
+    Raises Failure when it is anything but a regular file of at most `limit` bytes, OSError as open() does.
     """
-    descriptor = opened(path, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb") as stream:
-        data = stream.read(LIMIT + 1)
-    if len(data) > LIMIT:
-        raise _planted(path, f"has more than {LIMIT} bytes")
-    return data.decode("utf-8")
+    with os.fdopen(opened(path, os.O_RDONLY), "rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise _planted(path, f"has more than {limit} bytes")
+    return data
 
 
 def link(path: Path) -> str:
@@ -40,14 +43,15 @@ def link(path: Path) -> str:
         return "was a symbolic link a moment ago"
 
 
-def opened(path: Path, flags: int) -> int:
+def opened(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a regular file and return its descriptor: no symlink, no FIFO, no device, no second name of another file.
 
+    `mode`: of a file that is made, less what the umask takes away.
     Raises Failure for one of those, OSError as open(2) does.
     """
     try:
         # Non-blocking: a FIFO without a writer would be waited for for ever.
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _planted(path, link(path)) from None

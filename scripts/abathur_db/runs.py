@@ -19,6 +19,9 @@ from abathur_db.result import Exit, Failure
 HISTORY = 400
 """Runs of each command that are remembered at least: more than a year of a daily job."""
 
+HISTORY_BYTES = 4 << 20
+"""Bytes that a history may have: twice HISTORY lines, each of a summary that is written in \\u escapes."""
+
 SUMMARY_LENGTH = 300
 """Characters of a summary that the history keeps; the whole one stands in the last result."""
 
@@ -83,22 +86,31 @@ def _numbers(run: dict[str, Any]) -> dict[str, float]:
 def remember(state_directory: Path, run: dict[str, Any]) -> None:
     """Append a run to the history of its command: one line, written whole; the oldest go when there are too many."""
     directory = state_directory / "history"
-    directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory(directory)
     path = directory / f"{run['command']}.jsonl"
     kept = {key: run.get(key) for key in ("finished", "ok", "seconds", "exit_code", "invocation")}
     line = json.dumps({**kept, "summary": str(run["summary"])[:SUMMARY_LENGTH], "data": _numbers(run)})
     with _alone(directory):
+        there = _lines(path)
         # A power cut may have left half a line: it ends here, and a reader passes it over.
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+        torn = "\n" if there and there[-1] else ""
+        descriptor = guarded.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         try:
-            os.write(descriptor, f"{chr(10) if torn else ''}{line}\n".encode())
+            os.write(descriptor, f"{torn}{line}\n".encode())
         finally:
             os.close(descriptor)
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept_lines = [*filter(None, there), line]
         # Not at every run: trimming writes the whole file anew.
-        if len(lines) >= 2 * HISTORY:
-            write_whole(path, "".join(f"{each}\n" for each in lines[-HISTORY:]), limit=None)
+        if len(kept_lines) >= 2 * HISTORY:
+            write_whole(path, "".join(f"{each}\n" for each in kept_lines[-HISTORY:]), limit=None)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a history; the last one is empty where the one before has its end."""
+    try:
+        return foreign.words(guarded.read_bytes(path, HISTORY_BYTES)).split("\n")
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager
@@ -117,12 +129,8 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def history(state_directory: Path, command: str) -> list[dict[str, Any]]:
     """Return the runs of a command that are remembered, the oldest first; what cannot be read is left out."""
-    try:
-        text = (state_directory / "history" / f"{command}.jsonl").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
     found = []
-    for line in text.splitlines():
+    for line in _lines(state_directory / "history" / f"{command}.jsonl"):
         with suppress(ValueError):
             found.append(_run(line))
     return found
