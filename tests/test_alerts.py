@@ -358,3 +358,81 @@ def test_the_journal_is_asked_for_one_run_or_for_the_unit(monkeypatch: pytest.Mo
     assert host.journal("backup", "", 5)[0].endswith("--unit abathur-db@backup.service")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert host.journal("backup", "", 5) == []
+
+
+ODD = {
+    "a NUL": "cut\0here",
+    "half a letter": "file \ud800 and \udcff",
+    "a header of its own": "one\nBcc: somebody@else\r\n\r\nbody",
+    "the terminal's commands": "\x1b[2J\x07",
+    "no character": "\uffff \ue000 \u200f \u2028",
+    "a line of 1 MB": "x" * 900_000,
+    "a dot alone": ".\n.",
+    "what a shell obeys": "$(touch gone); `id` && \"'",
+}
+
+
+@pytest.fixture
+def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: Listener, credentials: Path) -> Path:
+    """Set up every way; what a mail and a command got stands in the directory, as `mail` and `got`."""
+    program(tmp_path / "sendmail", f"cat > {tmp_path}/mail")
+    program(tmp_path / "page", f'printf "%s" "$ABATHUR_SUMMARY" > {tmp_path}/got; cat > /dev/null')
+    monkeypatch.setattr(alerts, "SENDMAIL_PATH", str(tmp_path))
+    (credentials / "webhook").write_text(listener.address)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", [f"{text}, in the {where}" for text in ODD for where in ("record", "journal")])
+def test_whatever_a_job_says_the_alert_goes_out_by_every_way(
+    conf: Config, listener: Listener, ways: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    text, _, where = case.partition(", in the ")
+    said = ODD[text]
+    if where == "record":
+        runs.record(conf.state_directory, {**FAILED, "summary": said, "hint": said})
+    monkeypatch.setattr(host, "journal", lambda *_: [f"backup: {said}", f"hint: {said}", said])
+    ended(monkeypatch, "exit-code", "abc")
+    result = alerts.alert(conf, "backup", run=f"{ways}/page", mail="ops@example.org", webhook=True)
+    assert [(each.id, each.ok) for each in result.checks] == [("command", True), ("mail", True), ("webhook", True)]
+    summary = result.summary
+    assert (summary.startswith("job backup failed: "), summary.isprintable(), len(summary) < 3000) == (True,) * 3
+    mail = message_from_string((ways / "mail").read_text(), policy=policy.default)
+    assert (mail["To"], mail["Bcc"]) == ("ops@example.org", None)
+    assert summary.split()[-1] in mail["Subject"]
+    assert (ways / "got").read_text() == summary == listener.requests[0][2]["summary"]
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("fault", ["a symlink", "a directory", "no right to read"])
+def test_an_alert_whose_record_cannot_be_read_goes_out_with_what_the_journal_says(
+    conf: Config, listener: Listener, credentials: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The directory of the records may be what the job failed of."""
+    path = conf.state_directory / "last/backup.json"
+    path.parent.mkdir(parents=True)
+    if fault == "a symlink":
+        path.symlink_to("/etc/passwd")
+    elif fault == "a directory":
+        path.mkdir()
+    else:
+        path.parent.rename(path.parent.with_name("last.d"))
+        path.parent.symlink_to("last")
+    monkeypatch.setattr(host, "journal", lambda *_: ["backup: the disk is full", "hint: df -h"])
+    ended(monkeypatch, "exit-code", "abc")
+    (credentials / "webhook").write_text(listener.address)
+    result = alerts.alert(conf, "backup", webhook=True)
+    assert (result.ok, result.summary) == (True, "job backup failed: the disk is full")
+    assert listener.requests
+
+
+@pytest.mark.parametrize(
+    ("way", "wrong"), [("command", {"run": "no 'end"}), ("mail", {"mail": "a@b\nBcc: c@d"}), ("webhook", {})]
+)
+@pytest.mark.usefixtures("ways")
+def test_a_way_that_is_set_up_wrong_keeps_no_other_from_going_out(
+    failed: Config, credentials: Path, way: str, wrong: dict[str, str]
+) -> None:
+    if way == "webhook":
+        (credentials / "webhook").write_bytes(b"http://\xff.example.org")
+    result = alerts.alert(failed, "backup", **{"run": "true", "mail": "ops@example.org", "webhook": True, **wrong})  # type: ignore[arg-type]
+    assert {each.id: each.ok for each in result.checks} == {"command": True, "mail": True, "webhook": True, way: False}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import random
 import re
 import sqlite3
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -278,7 +281,8 @@ def test_a_sick_database_still_has_a_page(conf: Config, cli: Cli) -> None:
     conf.database.write_bytes(b"SQLite format 3\0" + bytes(4080))
     data = report.gather(conf)
     assert (data["drift"], data["series"]) == (None, [])
-    assert "The database could not be read" in words(page.render(data))
+    assert words(page.render(data)).count("This cannot be read: ") == 2
+    assert set(data["faults"]) == {"growth", "schema"}
     assert cli("report", conf.database)[0] == 0
 
 
@@ -378,19 +382,127 @@ def test_a_fleet_has_the_worst_first_and_nobody_is_left_out(fleet: Path, conf: C
     (fleet / "c-silent" / report.PAGE).write_text("of yesterday")
     assert cli("fleet", fleet)[0] == 0
     answer = report.fleet(conf, fleet, []).as_dict()
-    assert answer["data"]["hosts"] == ["c-silent", "d-strange", "e-list", "f-poisoned", "g-torn", "b-sick", "a-healthy"]
+    assert answer["data"]["hosts"] == ["c-silent", "d-strange", "e-list", "g-torn", "b-sick", "f-poisoned", "a-healthy"]
     assert answer["data"]["attention"] == answer["data"]["hosts"][:-1]
     text = (fleet / "fleet.html").read_text()
     said = words(text)
-    assert "6 of 7 hosts in need of attention, 5 of them did not answer." in said
+    assert "6 of 7 hosts in need of attention, 4 of them did not answer." in said
     assert "Failed to connect to the host via ssh" in said
     assert "is not a report of this version" in said
     assert "<script" not in text
     assert "<img" not in text
     links = [attributes["href"] for tag, attributes in Reader(text).tags if tag == "a"]
-    assert links == ["#main", "b-sick/report.html", "a-healthy/report.html"]
+    assert links == ["#main", *(f"{name}/report.html" for name in ("b-sick", "f-poisoned", "a-healthy"))]
     assert not (fleet / "c-silent" / report.PAGE).exists()
     assert "a-healthy is healthy" in words((fleet / "a-healthy" / report.PAGE).read_text())
+
+
+STRANGE: dict[str, Any] = {
+    "nothing": None,
+    "a text": HOSTILE,
+    "half a letter": "\ud800",
+    "a number": -1,
+    "a number beyond all": 1e308,
+    "a list": [],
+    "an object": {},
+    "a list of nothing": [None],
+    "a truth": True,
+}
+
+
+def places_of(value: Any, *way: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to each value in a report; of a long list, to its first and its last."""
+    if way:
+        yield way
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from places_of(each, *way, key)
+    elif isinstance(value, list) and value:
+        for number in range(len(value)) if len(value) <= 8 else (0, len(value) - 1):
+            yield from places_of(value[number], *way, number)
+
+
+def put(data: Any, way: tuple[Any, ...], value: Any) -> Any:
+    """Return data with another value at a place."""
+    key, *others = way
+    copied = copy.copy(data)
+    copied[key] = put(data[key], tuple(others), value) if others else value
+    return copied
+
+
+def test_whatever_a_host_tells_costs_one_part_of_its_page_and_no_other_host_s(
+    demo: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every value of a report in turn is replaced by every strange one: that host's page is written, or it says why."""
+    few = {**demo, "checks": demo["checks"][:3], "queries": demo["queries"][:1], "backups": demo["backups"][:2]}
+    shown = ("database_bytes", "wal_bytes", "growth_bytes_per_day", "free_page_bytes", "query_seconds", "sessions")
+    courses = {each["name"]: {**each, "points": each["points"][-2:]} for each in demo["series"]}
+    few["series"] = [courses[name] for name in shown]
+    few["jobs"] = {name: {**job, "runs": job["runs"][-2:]} for name, job in few["jobs"].items() if name == "drill"}
+    few["drills"] = few["drills"][-2:]
+    chance = random.Random(11)
+    ways = list(places_of(few))
+    assert len(ways) > 200
+    for way in ways:
+        for name in chance.sample(list(STRANGE), 3):
+            data = {**put(few, way, STRANGE[name]), "host": "x", "name": "x"}
+            (tmp_path / report.DATA).write_text(json.dumps(data))
+            read = {**report._read(tmp_path / report.DATA), "name": "x", "host": "x"}
+            if "unreachable" in read:
+                assert way[0] in report.HEAD, way
+                continue
+            text = page.render(read)
+            assert ("<script" not in text, text.count("<h2>") >= 7) == (True, True), way
+            assert ("This cannot be read: " in text) == bool(read["faults"]), way
+            listed = fleet_page.render(sorted([read, {**demo, "name": "y"}], key=fleet_page.badness), runs.now())
+            assert (words(listed).count(" x "), "y/report.html" in listed) == (1, True), way
+
+
+def test_a_report_that_is_poisoned_leaves_the_others_their_pages(fleet: Path, cli: Cli) -> None:
+    """As a host can write it: what no JSON of the tool's holds."""
+    good = (fleet / "a-healthy" / report.DATA).read_text()
+    poison = {
+        "h-deep": good.replace('"series": [', '"series": [' + "[" * 1500 + "]" * 1500 + ", ", 1),
+        "i-infinite": re.sub(r'"points": \[\[', '"points": [[1, 9e999, Infinity, NaN], [', good, count=1),
+        "j-empty": re.sub(r'"points": \[\[.*?\]\]', '"points": []', good, count=1),
+        "k-large": re.sub(r'"bytes": \d+', '"bytes": 1' + "0" * 400, good, count=1),
+        "l-long-ago": good.replace(demo_time(good), "0001-01-01T00:00:00+14:00", 1),
+    }
+    for name, text in poison.items():
+        assert text != good, name
+        (fleet / name).mkdir()
+        (fleet / name / report.DATA).write_text(text)
+    (fleet / "m-\udcff").mkdir()
+    (fleet / "m-\udcff" / report.DATA).write_text(good)
+    (fleet / "n-closed" / report.PAGE).mkdir(parents=True)
+    (fleet / "n-closed" / report.DATA).write_text(good)
+    code, _, errors = cli("fleet", fleet)
+    assert (code, errors) == (0, "")
+    said = words((fleet / "fleet.html").read_text())
+    assert all(name in said for name in (*poison, "a-healthy", "b-sick", "n-closed"))
+    for name in ("a-healthy", "b-sick", "j-empty", "m-\udcff"):
+        assert (fleet / name / report.PAGE).is_file(), name
+
+
+def demo_time(text: str) -> str:
+    """Return the moment that a report was made."""
+    return str(json.loads(text)["generated"])
+
+
+def test_what_cannot_be_read_on_the_host_itself_costs_its_part(conf: Config, cli: Cli) -> None:
+    schema.init(conf)
+    backup.backup(conf)
+    planted = conf.state_directory / "history/drill.jsonl"
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.symlink_to("/etc/passwd")
+    run(conf.database, "DROP TABLE metrics")
+    code, output, _ = cli("report", conf.database, "--json")
+    data = json.loads(output)["data"]
+    assert (code, set(data["faults"])) == (0, {"growth", "jobs"})
+    said = words((conf.state_directory / report.PAGE).read_text())
+    assert "needs attention: what it tells of growth, jobs cannot be read." in said
+    assert "This cannot be read: " in said
+    assert f"{data['backups'][0]['id']}" in said
 
 
 def test_a_host_of_the_fleet_that_left_nothing_is_on_the_page_and_a_former_one_is_not(

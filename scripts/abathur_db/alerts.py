@@ -22,11 +22,14 @@ from typing import Any
 
 from abathur_db import __version__, foreign, guarded, host, runs
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result
+from abathur_db.result import Check, Exit, Failure, Result, printable
 
 JOURNAL_LINES = 20
 REPEAT_SECONDS = 3600
 """The same sentence of a job goes out once in this time: a collector that fails every 5 minutes is one event."""
+
+LONGEST = 2000
+"""Characters of a line of an alert: one variable of a program's environment takes 128 kB."""
 
 PAUSES_SECONDS = (2.0, 8.0)
 """Rests before the second and the third try of a request."""
@@ -41,7 +44,7 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
     left no result of its own; one on a full disk left it in the journal alone.
     """
-    last = runs.known(config, "last", job)
+    last = _known(config, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
     unit = os.environ.get("MONITOR_UNIT", f"abathur-db@{job}").removesuffix(".service")
@@ -59,12 +62,26 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     return {
         "job": job,
         "result": outcome,
-        "summary": f"job {job} {sentence}",
-        "hint": hint,
+        "summary": _told(f"job {job} {sentence}"),
+        "hint": _told(hint),
         "host": socket.gethostname(),
         "time": runs.now(),
-        "journal": journal,
+        "journal": [_told(each) for each in journal],
     }
+
+
+def _told(line: str) -> str:
+    """Return a line as every way takes it: an environment holds no NUL, UTF-8 no half letter, a header one line."""
+    short = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    return printable(short.replace("\n", " ").expandtabs())
+
+
+def _known(config: Config, kind: str, job: str) -> dict[str, Any] | None:
+    """Return a record of a job; None as well where it cannot be read, which may be what the job failed of."""
+    try:
+        return runs.known(config, kind, job)
+    except (Failure, OSError):
+        return None
 
 
 def _last_words(journal: list[str], job: str) -> tuple[str, str] | None:
@@ -107,6 +124,9 @@ def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool
             checks.append(Check(way, True, "told", said or "told"))
         except Failure as failure:
             checks.append(Check(way, False, "told", str(failure), failure.hint))
+        except (OSError, ValueError) as error:
+            # A command that is no line of a shell, a secret that is no text: the other ways go on.
+            checks.append(Check(way, False, "told", f"{way}: {error}", f"set abathur_maintenance_alert_{way} anew"))
     return Result("alert", news["summary"], checks=checks, data=news, hint=news["hint"])
 
 
@@ -133,7 +153,7 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
         told = foreign.moment(before.get("time"))
     except (Failure, OSError, ValueError):
         return False
-    success = runs.known(config, "success", news["job"])
+    success = _known(config, "success", news["job"])
     recovered = success is not None and foreign.moment(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
     same = _without_numbers(str(before.get("summary"))) == _without_numbers(news["summary"])
@@ -147,8 +167,8 @@ def _without_numbers(sentence: str) -> str:
 def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
     path = _memory(config, way, news["job"])
     # On the full disk that is the news, for one: told twice is better than by one way only.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(Failure, OSError):
+        guarded.directory(path.parent)
         runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
 
 

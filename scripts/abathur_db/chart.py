@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
 
 Point = tuple[float, float]
@@ -42,7 +42,7 @@ def pieces(points: Sequence[Point]) -> list[list[Point]]:
 
 def day(moment: float) -> str:
     """Return a moment as a label of the time axis: 24 Nov."""
-    stamp = datetime.fromtimestamp(moment, UTC)
+    stamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=moment)
     return f"{stamp.day} {stamp:%b}"
 
 

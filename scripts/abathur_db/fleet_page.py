@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from abathur_db import page
+from abathur_db import foreign, page
 from abathur_db.markup import BAD, GOOD, NOTHING, ago, document, e, lasted, size, state, table, when
 from abathur_db.result import counted
 
@@ -16,12 +18,12 @@ def badness(data: Data) -> tuple[int, int, str]:
     """Return the sort key of a host: those that did not answer, then those with most failures, then by name."""
     if "unreachable" in data:
         return 0, 0, data["name"]
-    return (2 if data.get("ok") else 1), -sum(not check["ok"] for check in data.get("checks", [])), data["name"]
+    return (2 if page.healthy(data) else 1), -sum(not check["ok"] for check in data["checks"]), data["name"]
 
 
 def render(hosts: list[Data], now: str) -> str:
     """Return the page; `hosts` in their order, each with its data, or with `unreachable` and the reason."""
-    sick = [each for each in hosts if not each.get("ok")]
+    sick = [each for each in hosts if "unreachable" in each or not page.healthy(each)]
     silent = [each for each in hosts if "unreachable" in each]
     if sick:
         said = f"{len(sick)} of {counted(len(hosts), 'host')} in need of attention"
@@ -48,24 +50,45 @@ def _row(data: Data, now: str) -> list[str]:
         silent = f'{state(BAD, "no answer")}<span class="note">{e(data["unreachable"])}</span>'
         return [e(name), silent, *[NOTHING] * 6]
     failed = [check for check in data["checks"] if not check["ok"]]
-    verdict = state(GOOD, "healthy") if data["ok"] else state(BAD, f"{len(failed)} checks failed")
+    verdict = state(GOOD, "healthy") if page.healthy(data) else state(BAD, f"{len(failed)} checks failed")
+    if faults := data.get("faults"):
+        verdict += f'<span class="note">cannot be read: {e(", ".join(sorted(faults)))}</span>'
     if failed:
         verdict += f'<span class="note">{e(page.name(failed[0]))}: {e(failed[0]["measured"])}</span>'
-    status, newest = data["status"], page.newest_backup(data)
-    if status.get("standby"):
-        lag = (status.get("replication") or {}).get("lag_seconds")
-        verdict += f'<span class="note">standby, {"lag not known" if lag is None else f"{lasted(lag)} behind"}</span>'
-    growth = page.points(data, "growth_bytes_per_day")
-    database = size(status["database_bytes"]) if "database_bytes" in status else NOTHING
-    if growth:
-        database += f'<span class="note">{size(growth[-1][1])} more a day</span>'
+    status = data["status"]
     return [
-        f'<a href="{e(quote(name))}/report.html">{e(name)}</a>',
-        verdict,
+        f'<a href="{e(quote(os.fsencode(name)))}/report.html">{e(name)}</a>',
+        verdict + _cell(lambda: _standby(status)),
         e(ago(data["generated"], now)),
-        database,
-        size(status["wal_bytes"]) if "wal_bytes" in status else NOTHING,
-        size(status["free_bytes"]),
-        e(ago(newest["created"], data["generated"])) if newest else "none",
-        lasted(status.get("recovery_seconds")),
+        _cell(lambda: _database(data)),
+        _cell(lambda: size(status["wal_bytes"]) if "wal_bytes" in status else NOTHING),
+        _cell(lambda: size(status["free_bytes"])),
+        _cell(lambda: _newest(data)),
+        _cell(lambda: lasted(status.get("recovery_seconds"))),
     ]
+
+
+def _cell(make: Callable[[], str]) -> str:
+    """Return a cell, or in its place that what the host told of it makes no sense."""
+    try:
+        return make()
+    except foreign.MALFORMED:
+        return '<span class="note">cannot be read</span>'
+
+
+def _standby(status: Data) -> str:
+    if not status.get("standby"):
+        return ""
+    lag = (status.get("replication") or {}).get("lag_seconds")
+    return f'<span class="note">standby, {"lag not known" if lag is None else f"{lasted(lag)} behind"}</span>'
+
+
+def _database(data: Data) -> str:
+    status, growth = data["status"], page.points(data, "growth_bytes_per_day")
+    said = size(status["database_bytes"]) if "database_bytes" in status else NOTHING
+    return said + (f'<span class="note">{size(growth[-1][1])} more a day</span>' if growth else "")
+
+
+def _newest(data: Data) -> str:
+    newest = page.newest_backup(data)
+    return e(ago(newest["created"], data["generated"])) if newest else "none"

@@ -20,6 +20,9 @@ LARGEST = 2**63
 COUNTABLE = "BETWEEN -9e18 AND 9e18"
 """What SQL asks of a column, that its value is a number that is_number takes: not NULL, no text, nothing infinite."""
 
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What code raises over values that are not what it takes them for, of another host's report for one."""
+
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from abathur_db import chart, page_tables
+from abathur_db import chart, foreign, page_tables
 from abathur_db.markup import BAD, GOOD, ago, document, e, empty, lasted, section, size, state, when
 
 Data = dict[str, Any]
@@ -23,14 +25,21 @@ def sentence(data: Data) -> str:
         # The whole of it stands below; a sentence has an end.
         said = measured if len(measured) <= SENTENCE else f"{measured[:SENTENCE]}…"
         return f"{data['host']} needs attention: {count}, first {first['id']}: {said.rstrip('.')}."
+    if faults := data.get("faults"):
+        return f"{data['host']} needs attention: what it tells of {', '.join(sorted(faults))} cannot be read."
     said = f"{data['host']} is healthy: all {len(data['checks'])} checks passed"
-    newest = newest_backup(data)
-    if newest:
-        said += f", the newest backup was made {ago(newest['created'], data['generated'])}"
-    recovery = data["status"].get("recovery_seconds")
-    if newest and recovery is not None:
-        said += f" and a restore takes {lasted(recovery)}"
+    # The page says of both, where they stand, that they cannot be read.
+    with suppress(*foreign.MALFORMED):
+        newest = newest_backup(data)
+        recovery = data["status"].get("recovery_seconds")
+        made = f", the newest backup was made {ago(newest['created'], data['generated'])}" if newest else ""
+        said += made + (f" and a restore takes {lasted(recovery)}" if newest and recovery is not None else "")
     return f"{said}."
+
+
+def healthy(data: Data) -> bool:
+    """Tell whether every check of a host passed, and all that it tells could be read."""
+    return bool(data["ok"]) and not data.get("faults")
 
 
 def name(check: Data) -> str:
@@ -52,19 +61,21 @@ def points(data: Data, metric: str, value: int = 2) -> list[chart.Point]:
 
 
 def render(data: Data) -> str:
-    """Return the page."""
-    title = f"{data['host']}: {'healthy' if data['ok'] else 'needs attention'}"
-    links = (
-        ("growth", "Growth and log"),
-        ("latency", "Latencies"),
-        ("jobs", "Jobs"),
-        ("backups", "Backups"),
-        ("drills", "Drills"),
-        ("schema", "Schema"),
-        ("checks", "Checks"),
+    """Return the page. A part that makes no sense costs that part alone, and is noted in `faults` of the data."""
+    parts = (
+        ("growth", "Growth and log", _growth),
+        ("latency", "Latencies", page_tables.latencies),
+        ("jobs", "Jobs", page_tables.jobs),
+        ("backups", "Backups", page_tables.backups),
+        ("drills", "Drills", page_tables.drills),
+        ("schema", "Schema", page_tables.drift),
+        ("checks", "Checks", page_tables.checks),
     )
-    contents = "".join(f'<a href="#{target}">{words}</a>' for target, words in links)
-    badge = state(GOOD, "Healthy") if data["ok"] else state(BAD, "Needs attention")
+    contents = "".join(f'<a href="#{target}">{words}</a>' for target, words, _ in parts)
+    facts = _part(data, "facts", "At a glance", _facts)
+    below = "".join(_part(data, *each) for each in parts)
+    title = f"{data['host']}: {'healthy' if healthy(data) else 'needs attention'}"
+    badge = state(GOOD, "Healthy") if healthy(data) else state(BAD, "Needs attention")
     header = (
         f'<header><p class="eyebrow">{e(data["host"])} <span class="note">· Abathur&rsquo;s database</span></p>'
         f'<p class="badge">{badge}</p><h1>{e(sentence(data))}</h1>'
@@ -72,22 +83,22 @@ def render(data: Data) -> str:
         f" · abathur-db {e(data['version'])}</p>"
         f'<nav aria-label="Contents">{contents}</nav></header>'
     )
-    parts = [
-        _wrong(data),
-        _facts(data),
-        _growth(data),
-        page_tables.latencies(data),
-        page_tables.jobs(data),
-        page_tables.backups(data),
-        page_tables.drills(data),
-        page_tables.drift(data),
-        page_tables.checks(data),
-    ]
     footer = (
         "<footer>All times are UTC. What to do about a fault: <code>abathur-db doctor</code> on the host."
         " This page was written by <code>abathur-db report</code>; it loads nothing from anywhere.</footer>"
     )
-    return document(title, f'{header}<main id="main">{"".join(parts)}</main>{footer}')
+    return document(title, f'{header}<main id="main">{_wrong(data)}{facts}{below}</main>{footer}')
+
+
+def _part(data: Data, identity: str, title: str, make: Callable[[Data], str]) -> str:
+    """Return a section; in its place why there is none, as the host told, or as it turns out here."""
+    faults = data.setdefault("faults", {})
+    try:
+        if identity not in faults:
+            return make(data)
+    except foreign.MALFORMED as error:
+        faults[identity] = f"what the host tells of it makes no sense ({type(error).__name__})"
+    return section(identity, title, empty(f"This cannot be read: {faults[identity]}."))
 
 
 def _wrong(data: Data) -> str:

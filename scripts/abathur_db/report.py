@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ from abathur_db import (
 )
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
+
+HEAD = {"generated": str, "version": str, "database": str, "ok": bool, "checks": list, "status": dict, "faults": dict}
+CHECK = {"id": str, "ok": bool, "expected": str, "measured": str, "hint": str, "warning": bool}
+"""What a page begins with, and each of its checks. The rest of a report is the matter of the part that shows it."""
 
 PAGE = "report.html"
 DATA = "report.json"
@@ -47,14 +53,23 @@ def report(config: Config, output: Path | None, dry_run: bool = False) -> Result
 
 
 def gather(config: Config) -> dict[str, Any]:
-    """Return all that the page shows; what cannot be read is absent, and the status says why."""
+    """Return all that the page shows. A part that cannot be read is empty, and `faults` says why, by its section."""
     health = status.status(config)
-    settings = replica.settings(config)
-    jobs = {}
-    for name in sorted({*health.data["jobs"], *_remembered(config)}):
-        last = health.data["jobs"].get(name, {})
-        jobs[name] = {"next_run": last.get("next_run"), "runs": runs.history(config.records(name), name)}
-    found: dict[str, Any] = {
+    faults: dict[str, str] = {}
+
+    def read(section: str, part: Callable[[], Any], instead: Any) -> Any:
+        try:
+            with host.translated():
+                return part()
+        except Failure as failure:
+            faults[section] = str(failure)
+        except foreign.MALFORMED as error:
+            faults[section] = f"what was kept of it is not as this tool writes it ({type(error).__name__})"
+        return instead
+
+    settings = read("growth", lambda: replica.settings(config), None)
+    jobs: dict[str, Any] = read("jobs", lambda: _jobs(config, health.data["jobs"]), {})
+    return {
         "host": socket.gethostname(),
         "generated": runs.now(),
         "version": __version__,
@@ -68,21 +83,27 @@ def gather(config: Config) -> dict[str, Any]:
             "backup_age_hours": config.backup_maximum_age_hours,
             "replication_lag_seconds": settings.maximum_lag_seconds if settings else None,
         },
-        "queries": _queries(config),
+        "queries": read("latency", lambda: _queries(config), []),
         "jobs": jobs,
-        "backups": _backups(config),
-        "drills": _drills(jobs),
+        "backups": read("backups", lambda: _backups(config), []),
+        "drills": read("drills", lambda: _drills(jobs), []),
+        "series": read("growth", lambda: _inside(config, series.courses), []),
+        "drift": read("schema", lambda: _inside(config, schema_diff.diff), None),
+        "faults": faults,
     }
-    return {**found, **_inside(config)}
 
 
-def _inside(config: Config) -> dict[str, Any]:
-    try:
-        with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-            drifted = schema_diff.diff(connection)
-            return {"series": series.courses(connection), "drift": drifted}
-    except Failure:
-        return {"series": [], "drift": None}
+def _inside(config: Config, read: Callable[[sqlite3.Connection], Any]) -> Any:
+    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+        return read(connection)
+
+
+def _jobs(config: Config, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the history of each job, and when it runs next."""
+    return {
+        name: {"next_run": known.get(name, {}).get("next_run"), "runs": runs.history(config.records(name), name)}
+        for name in sorted({*known, *_remembered(config)})
+    }
 
 
 def _remembered(config: Config) -> list[str]:
@@ -128,14 +149,14 @@ def write_page(target: Path, text: str) -> None:
     """Write a page so that a reader sees the old or the new one; only its owner may read it. Raises Failure."""
     try:
         # A name of its own: in a directory that others may write to, a known one could be a symlink.
-        descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        descriptor, unnamed = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
             # JSON can name half a letter, which is no text and which no file of UTF-8 can hold.
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
-            Path(partial).replace(target)
+            Path(unnamed).replace(target)
         except BaseException:
-            Path(partial).unlink(missing_ok=True)
+            Path(unnamed).unlink(missing_ok=True)
             raise
     except OSError as error:
         user = database.user_name(os.geteuid())
@@ -160,22 +181,18 @@ def fleet(config: Config, directory: Path, hosts: list[str]) -> Result:  # noqa:
     for name in names:
         source = directory / name / DATA
         found = {**_read(source), "name": name, "host": name}
-        target = source.with_name(PAGE)
         try:
-            text = "" if "unreachable" in found else page.render(found)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            found["unreachable"] = f"its {DATA} is not a report of this version: {type(error).__name__} {error}"
-        if "unreachable" in found:
             # The page of an earlier run would look like news.
-            target.unlink(missing_ok=True)
-            found["ok"] = False
-        else:
-            write_page(target, text)
+            source.with_name(PAGE).unlink(missing_ok=True)
+            if "unreachable" not in found:
+                write_page(source.with_name(PAGE), page.render(found))
+        except (Failure, OSError) as error:
+            found["unreachable"] = f"its page cannot be written: {error}"
         gathered.append(found)
     ordered = sorted(gathered, key=fleet_page.badness)
     target = directory / "fleet.html"
     write_page(target, fleet_page.render(ordered, runs.now()))
-    sick = [each["name"] for each in ordered if not each.get("ok")]
+    sick = [each["name"] for each in ordered if "unreachable" in each or not page.healthy(each)]
     said = f"{counted(len(ordered), 'host')}, {len(sick)} in need of attention{': ' if sick else ''}{', '.join(sick)}"
     data = {"hosts": [each["name"] for each in ordered], "attention": sick}
     return Result("fleet", f"wrote {target}: {said}", changed=True, data=data)
@@ -183,8 +200,26 @@ def fleet(config: Config, directory: Path, hosts: list[str]) -> Result:  # noqa:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        return foreign.record(source.read_bytes())
+        found = foreign.record(source.read_bytes())
+        return found if "unreachable" in found else _checked(found)
     except FileNotFoundError:
         return {"unreachable": "nothing was gathered from it yet"}
     except (OSError, ValueError) as error:
         return {"unreachable": f"{source.name} cannot be read: {error}"}
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a report that has what a page begins with. Raises ValueError for another."""
+    # A host with an older release tells of no faults.
+    whole = {"faults": {}, **found}
+    _require(whole, HEAD)
+    for each in whole["checks"]:
+        _require(each, CHECK)
+    foreign.moment(whole["generated"])
+    return whole
+
+
+def _require(value: Any, kinds: dict[str, type]) -> None:
+    wrong = [name for name, kind in kinds.items() if not isinstance(value, dict) or type(value.get(name)) is not kind]
+    if wrong:
+        raise ValueError(f"it is not a report of this version: {', '.join(wrong)}")
