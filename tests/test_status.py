@@ -177,7 +177,7 @@ def test_a_kept_former_database_is_shown_until_it_is_deleted(conf: Config) -> No
 def test_a_missing_database_fails_the_status_with_the_next_step(conf: Config) -> None:
     result = status.status(conf)
     assert not result.ok
-    assert result.summary.startswith("status failed at database: expected can be opened, found there is no database")
+    assert result.summary.startswith("status failed at database: expected can be looked at, found there is no database")
     assert "abathur-db init" in result.hint
 
 

@@ -6,16 +6,36 @@ Each case is a real database, and the tool's command line run over it.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sqlite3
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from abathur_db import backup, cli, schema, seed
+from abathur_db import (
+    backup,
+    catalog,
+    cli,
+    database,
+    doctor,
+    host,
+    page,
+    replica,
+    replication,
+    report,
+    runs,
+    schema,
+    seed,
+    status,
+    validation,
+)
 from abathur_db.config import Config
 from conftest import Answer
-from databases import SQL, value
+from databases import SQL, at_work, value
 
 Tool = Callable[..., Answer]
 
@@ -171,3 +191,101 @@ def test_a_moment_at_the_end_of_all_time_is_told_in_a_sentence(conf: Config, too
     for command in ("verify", "restore"):
         code, _, errors = tool(command, moment, "--database", conf.database)
         assert (code in (0, 1, 2), "Traceback" in errors) == (True, False), errors
+
+
+def planted(name: str, make: Callable[[Path], object]) -> Callable[[Config], None]:
+    def prepare(conf: Config) -> None:
+        path = conf.database.parent / name.format(state=conf.state_directory.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return prepare
+
+
+def no_backups(conf: Config) -> None:
+    shutil.rmtree(conf.backup_directory)
+    conf.backup_directory.symlink_to(conf.backup_directory)
+
+
+BROKEN: dict[str, tuple[Callable[[Config], None], dict[str, set[str]]]] = {
+    "the last result of a job": (
+        planted("{state}/last/backup.json", os.mkfifo),
+        {"status": {"job_backup"}, "doctor": {"job_backup"}},
+    ),
+    "the last success of a job": (
+        planted("{state}/success/backup.json", lambda path: path.symlink_to("/etc/passwd")),
+        {"status": {"job_backup"}, "doctor": set()},
+    ),
+    "the settings of the replica": (
+        planted("replication.yml", lambda path: path.write_text('{"database": ')),
+        {"status": {"fence", "replication"}, "doctor": {"fence", "replication"}},
+    ),
+    "a kept database that is a link to nothing": (
+        planted("abathur.db.before-restore_1", lambda path: path.symlink_to("nothing")),
+        {"status": set(), "doctor": set()},
+    ),
+    "the backups": (no_backups, {"status": {"backup_age"}, "doctor": {"backup_age", "disk"}}),
+}
+
+
+@pytest.fixture
+def host_of_ones_own(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Return a host of root's with one timer, whose settings of a replica stand beside its database."""
+    timer = "Id=abathur-db@backup.timer\nActiveState=active\nUnitFileState=enabled\nNextElapseUSecRealtime=Wed"
+    listed = {"list-unit-files": ["abathur-db@backup.timer"], "show": timer.splitlines()}
+    monkeypatch.setattr(host, "systemctl", lambda verb, *_: listed[verb])
+    monkeypatch.setattr(replica, "SETTINGS", conf.database.with_name("replication.yml"))
+    run_of = {"command": "backup", "ok": True, "summary": "", "invocation": "", "finished": runs.now()}
+    runs.record(conf.state_directory, run_of)
+    return replace(conf, owner="root")
+
+
+@pytest.mark.parametrize("case", ["nothing", *BROKEN])
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_what_cannot_be_read_is_a_finding_and_everything_else_is_told(
+    host_of_ones_own: Config, command: str, case: str
+) -> None:
+    prepare, wrong = BROKEN.get(case, (lambda _: None, {"status": set(), "doctor": set()}))
+    prepare(host_of_ones_own)
+    result = {"status": status.status, "doctor": doctor.doctor}[command](host_of_ones_own)
+    found = {each.id: each for each in result.checks}
+    assert {each.id for each in result.checks if not each.ok} == wrong[command], result.report()
+    assert all(found[each].hint for each in wrong[command])
+    others = {"database", "free_space"} if command == "status" else {"owner", "locked", "disk_1", "foreign_keys"}
+    assert {*others, "timer_backup"} <= set(found)
+    assert page.render(report.gather(host_of_ones_own))
+
+
+TOGGLE = """
+import os, sys
+print("ready", flush=True)
+while True:
+    for name in sys.argv[1:]:
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600))
+    for name in sys.argv[1:]:
+        os.unlink(name)
+"""
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_no_fault(conf: Config) -> None:
+    """SQLite deletes log and index with the last connection, Litestream what it has sent."""
+    replica.home(conf).mkdir(parents=True)
+    change = replica.home(conf) / "1.ltx"
+    with at_work(TOGGLE, *database.sidecars(conf.database), change):
+        ending = time.monotonic() + 3
+        while time.monotonic() < ending:
+            assert database.size(conf.database) > 0
+            assert database.open_to_others(conf.database) == []
+            assert all(each.ok for each in [*doctor._files(conf), doctor._wal(conf), *validation._modes(conf)])
+            assert replication._unsent(conf) == 0
+
+
+def test_a_database_whose_name_is_a_pattern_has_its_own_kept_copies(conf: Config, tmp_path: Path, tool: Tool) -> None:
+    path = tmp_path / "a[1]*?.db"
+    assert tool("init", path)[0] == 0
+    assert tool("restore", "fresh", "--database", path)[0] == 0
+    assert len(catalog.kept_aside(replace(conf, database=path))) == 1
+    path.unlink()
+    code, _, errors = tool("init", path)
+    assert (code, "kept copies (1) are here; no empty one was made" in errors) == (1, True), errors

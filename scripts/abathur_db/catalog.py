@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def publish(config: Config, packed: Path, manifest: Manifest) -> None:
 
 def kept_aside(config: Config) -> list[Path]:
     """Return the folders with former databases that restores kept, the oldest first; only people delete them."""
-    return sorted(config.database.parent.glob(f"{config.database.name}.{ASIDE}_*"))
+    return sorted(config.database.parent.glob(f"{glob.escape(config.database.name)}.{ASIDE}_*"))
 
 
 def backups(config: Config) -> list[Manifest]:

@@ -79,8 +79,8 @@ def throwaway(path: Path) -> Iterator[Path]:
 
 def open_to_others(path: Path) -> list[Path]:
     """Return the database's files that others than the owner may read or write; SQLite passes the mode on."""
-    files = [each for each in (path, *sidecars(path)) if each.exists()]
-    return [each for each in files if stat.S_IMODE(os.lstat(each).st_mode) & 0o077]
+    found = {each: guarded.facts(each) for each in (path, *sidecars(path))}
+    return [each for each, facts in found.items() if facts and stat.S_IMODE(facts.st_mode) & 0o077]
 
 
 def user_name(uid: int) -> str:
@@ -295,7 +295,7 @@ def snapshot(source: Path, target: Path, busy_timeout_ms: int, done: Callable[[i
 def size(path: Path) -> int:
     """Return the bytes of a database with its log, as much as a copy can have. Raises Failure where there is none."""
     require(path)
-    return path.stat().st_size + sum(side.stat().st_size for side in sidecars(path) if side.exists())
+    return sum(facts.st_size for facts in map(guarded.facts, (path, *sidecars(path))) if facts)
 
 
 def wal_bytes(path: Path) -> int:

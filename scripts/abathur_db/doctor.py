@@ -11,7 +11,10 @@ import shlex
 import sqlite3
 import stat
 import time
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from abathur_db import (
@@ -19,12 +22,12 @@ from abathur_db import (
     catalog,
     database,
     failover,
+    guarded,
     host,
     processes,
     replica,
     replication,
     requirements,
-    standby,
     status,
 )
 from abathur_db.config import Config
@@ -45,15 +48,21 @@ def doctor(config: Config) -> Result:
     """
     if os.geteuid() != 0:
         host.become(config.owner)
-    found = host.as_owner(config.owner, lambda: {"checks": [asdict(each) for each in failover.check(config)]})
-    checks = [Check(**each) for each in found["checks"]]
+    elif config.owner:
+        host.account(config.owner)
+    checks = host.checked("fence", lambda: _fence(config))
+    settings, fenced = _settings(config), bool(config.owner and host.fenced())
     # A standby's copy is Litestream's, and no application runs on it.
-    if not standby.is_one(config):
-        checks += _files(config)
-        checks += _database(config) if all(check.ok for check in checks) else []
-        checks += [*_backups(config), *_application(config)]
-    checks += [*_disks(config), *_jobs(config)]
-    checks += [*replication.check(config), _sqlite()]
+    if not (settings and settings.standby):
+        files = host.checked("owner", lambda: _files(config))
+        checks += files
+        if not fenced and all(check.ok for check in files):
+            checks += host.checked("database", lambda: _database(config))
+        checks += host.checked("backup_age", lambda: _backups(config))
+        checks += _application(config)
+    checks += host.checked("disks", lambda: _disks(config))
+    checks += host.checked("jobs", lambda: _jobs(config))
+    checks += [*host.checked("replication", lambda: replication.check(config)), _sqlite()]
     wrong = [check for check in checks if not check.ok]
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
     if not wrong:
@@ -65,15 +74,28 @@ def doctor(config: Config) -> Result:
     return Result("doctor", summary, checks=checks, data={"findings": findings}, hint=wrong[0].hint)
 
 
+def _settings(config: Config) -> replica.Settings | None:
+    """Return the settings of the replica; none as well where they cannot be read, which the checks of it tell."""
+    with suppress(Failure):
+        return replica.settings(config)
+    return None
+
+
+def _fence(config: Config) -> list[Check]:
+    found = host.as_owner(config.owner, lambda: {"checks": [asdict(each) for each in failover.check(config)]})
+    return [Check(**each) for each in found["checks"]]
+
+
 def _files(config: Config) -> list[Check]:
     """Check owner and mode of the database's files: those of another user lock the application out (trap 12)."""
     uid = host.account(config.owner).pw_uid if config.owner else os.geteuid()
     user = database.user_name(uid).split()[0]
-    there = [each for each in database.files(config.database) if each.is_file() and not each.is_symlink()]
-    foreign = [each for each in there if os.lstat(each).st_uid != uid]
-    open_to_others = [each for each in there if stat.S_IMODE(os.lstat(each).st_mode) & 0o077]
-    listed = ", ".join(f"{each.name} belongs to {database.user_name(os.lstat(each).st_uid)}" for each in foreign)
-    modes = ", ".join(f"{each.name} has mode {stat.S_IMODE(os.lstat(each).st_mode):04o}" for each in open_to_others)
+    found = {each: guarded.facts(each) for each in database.files(config.database)}
+    there = {each: facts for each, facts in found.items() if facts and stat.S_ISREG(facts.st_mode)}
+    foreign = {each: facts.st_uid for each, facts in there.items() if facts.st_uid != uid}
+    open_to_others = {each: stat.S_IMODE(facts.st_mode) for each, facts in there.items() if facts.st_mode & 0o077}
+    listed = ", ".join(f"{each.name} belongs to {database.user_name(other)}" for each, other in foreign.items())
+    modes = ", ".join(f"{each.name} has mode {mode:04o}" for each, mode in open_to_others.items())
     return [
         Check(
             "owner",
@@ -148,13 +170,12 @@ def _units(config: Config) -> list[str]:
 def _wal(config: Config) -> Check:
     """Compare the write-ahead log with its limit, and name who keeps it from being used again."""
     index = processes.wal_index(config.database) or processes.WalIndex(0, 0, ())
-    log = database.sidecars(config.database)[0]
-    size = log.stat().st_size if log.exists() else 0
+    size = database.wal_bytes(config.database)
     good = size <= config.wal_limit_mb * host.MB
     behind = [each for each in processes.readers(config.database, index) if each.frame < index.frames]
     said = f"the write-ahead log has {host.readable(size)}, {index.written_back} of {index.frames} frames written back"
     # While it replicates Litestream alone can shorten it.
-    shorten = f"systemctl restart {replica.UNIT}" if replica.settings(config) else config.command("checkpoint")
+    shorten = f"systemctl restart {replica.UNIT}" if _settings(config) else config.command("checkpoint")
     repair = processes.repair(behind[0].pid, _units(config)) if behind else shorten
     if behind and not good:
         said += f"; {host.process_name(behind[0].pid)} reads a snapshot of frame {behind[0].frame} and pins the rest"
@@ -165,32 +186,36 @@ def _wal(config: Config) -> Check:
 
 def _disks(config: Config) -> list[Check]:
     """Check the free space of each file system that the bundle writes to."""
-    checks, seen = [], set()
-    for path in (config.database, config.backup_directory, config.state_directory):
-        there = host.existing(path)
-        device = os.stat(there).st_dev
-        if device in seen:
-            continue
-        seen.add(device)
-        space = os.statvfs(there)
-        free, whole = space.f_bavail * space.f_frsize, max(space.f_blocks * space.f_frsize, 1)
-        percent = 100 * free / whole
-        good = free >= config.minimum_free_mb * host.MB
-        # Evidence only: what was kept may be the only copy of rows, so whether it goes is for people to say.
-        kept = ", ".join(each.name for each in catalog.kept_aside(config) if each.stat().st_dev == device)
-        stopped = ": jobs do not start"
-        stopped += f"; former databases kept there, for you to delete when no longer needed: {kept}" if kept else ""
-        checks.append(
-            Check(
-                f"disk_{len(seen)}",
-                good,
-                f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
-                f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
-                f"du -xhd1 {shlex.quote(str(there if there.is_dir() else there.parent))}",
-                warning=good and percent < DISK_ALARM_PERCENT,
-            )
+    seen: set[int] = set()
+    paths = (config.database, config.backup_directory, config.state_directory)
+    return [check for path in paths for check in host.checked("disk", partial(_disk, config, path, seen))]
+
+
+def _disk(config: Config, path: Path, seen: set[int]) -> list[Check]:
+    there = host.existing(path)
+    device = os.stat(there).st_dev
+    if device in seen:
+        return []
+    seen.add(device)
+    space = os.statvfs(there)
+    free, whole = space.f_bavail * space.f_frsize, max(space.f_blocks * space.f_frsize, 1)
+    percent = 100 * free / whole
+    good = free >= config.minimum_free_mb * host.MB
+    # Evidence only: what was kept may be the only copy of rows, so whether it goes is for people to say.
+    facts = {each.name: guarded.facts(each) for each in catalog.kept_aside(config)}
+    kept = ", ".join(name for name, found in facts.items() if found and found.st_dev == device)
+    stopped = ": jobs do not start"
+    stopped += f"; former databases kept there, for you to delete when no longer needed: {kept}" if kept else ""
+    return [
+        Check(
+            f"disk_{len(seen)}",
+            good,
+            f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
+            f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
+            f"du -xhd1 {shlex.quote(str(there if there.is_dir() else there.parent))}",
+            warning=good and percent < DISK_ALARM_PERCENT,
         )
-    return checks
+    ]
 
 
 def _jobs(config: Config) -> list[Check]:

@@ -62,7 +62,7 @@ def _row(data: Data, now: str) -> list[str]:
         e(ago(data["generated"], now)),
         _cell(lambda: _database(data)),
         _cell(lambda: size(status["wal_bytes"]) if "wal_bytes" in status else NOTHING),
-        _cell(lambda: size(status["free_bytes"])),
+        _cell(lambda: NOTHING if status["free_bytes"] is None else size(status["free_bytes"])),
         _cell(lambda: _newest(data)),
         _cell(lambda: lasted(status.get("recovery_seconds"))),
     ]

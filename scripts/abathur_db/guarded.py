@@ -35,6 +35,14 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     return data
 
 
+def facts(path: Path) -> os.stat_result | None:
+    """Return what lstat(2) says of a file, None where there is none: SQLite and others delete theirs at any moment."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
 def link(path: Path) -> str:
     """Return in words what a symlink points to; somebody may have put something else in its place by now."""
     try:

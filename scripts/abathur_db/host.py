@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_db import foreign
-from abathur_db.result import Exit, Failure, printable
+from abathur_db.result import Check, Exit, Failure, printable
 
 MB = 1_000_000
 UNITS = Path("/etc/systemd/system")
@@ -71,6 +71,15 @@ def translated() -> Iterator[None]:
         if failure := trouble(error):
             raise failure from error
         raise
+
+
+def checked(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+    """Return the checks of one part; where it cannot be looked at, the one of this name that says why."""
+    try:
+        with translated():
+            return look()
+    except Failure as failure:
+        return [Check(name, False, "can be looked at", str(failure), failure.hint)]
 
 
 LOCK = """import fcntl, sys

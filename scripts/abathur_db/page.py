@@ -130,7 +130,8 @@ def _facts(data: Data) -> str:
         facts.append(
             _fact("Write-ahead log", size(status["wal_bytes"]), f"limit {size(limits['wal_bytes'])}"),
         )
-    facts.append(_fact("Free disk", size(status["free_bytes"]), f"limit {size(limits['disk_free_bytes'])}"))
+    free = "not known" if status["free_bytes"] is None else size(status["free_bytes"])
+    facts.append(_fact("Free disk", free, f"limit {size(limits['disk_free_bytes'])}"))
     made = ago(newest["created"], data["generated"]) if newest else "none"
     facts.append(_fact("Newest verified backup", made, size(newest["bytes"]) if newest else "make one now"))
     recovery = status.get("recovery_seconds")

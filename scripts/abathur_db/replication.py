@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, foreign, host, replica, runs, standby, wal, watch
+from abathur_db import database, foreign, guarded, host, replica, runs, standby, wal, watch
 from abathur_db.config import Config
 from abathur_db.replica import UNIT
 from abathur_db.result import Check, Failure, Result, summarize
@@ -207,8 +207,7 @@ def _begin_anew(config: Config, found: replica.Settings) -> None:
 
 def _unsent(config: Config) -> int:
     """Return the bytes of changes that Litestream keeps on the host: those to send, and those of the last 5 minutes."""
-    files = [each for each in replica.home(config).rglob("*.ltx") if each.is_file()]
-    return sum(each.lstat().st_size for each in files)
+    return sum(facts.st_size for facts in map(guarded.facts, replica.home(config).rglob("*.ltx")) if facts)
 
 
 def state(config: Config) -> dict[str, Any] | None:

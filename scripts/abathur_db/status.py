@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from abathur_db import (
@@ -52,7 +54,17 @@ def last_runs(config: Config, jobs: Iterable[str]) -> dict[str, dict[str, Any] |
     names = {f"abathur-db@{job}.service": job for job in jobs}
     wanted = ("ActiveState", "Result", "ExecMainStatus", "InvocationID", "InactiveEnterTimestampMonotonic")
     units = host.properties_of(list(names), *wanted)
-    return {job: _last_run(config, job, units.get(unit, {})) for unit, job in names.items()}
+    return {job: _last_run_or_why(config, job, units.get(unit, {})) for unit, job in names.items()}
+
+
+def _last_run_or_why(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
+    """Return the last run; where its record cannot be read, a failed one of now that says why."""
+    try:
+        with host.translated():
+            return _last_run(config, job, unit)
+    except Failure as failure:
+        said = f"its result cannot be read: {failure}"
+        return {**runs.RECORD, "summary": said, "hint": failure.hint, "finished": runs.now()}
 
 
 def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
@@ -98,34 +110,23 @@ def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
 
 
 def status(config: Config) -> Result:
-    """Tell version, schema, sizes, WAL, and the last result and next run of each job."""
-    data: dict[str, Any] = {"version": __version__, "database": str(config.database)}
-    follows = standby.is_one(config)
-    checks = [] if follows else [*_database(config, data), *_wal(config, data)]
-    checks += [*failover.check(config), _disk(config, data)]
-    found = timers(config, [])
-    data["jobs"] = _jobs(config, found)
-    checks += timer_checks(found)
-    for name, job in data["jobs"].items():
-        if job["ok"] is not None:
-            checks.append(
-                Check(
-                    f"job_{name}",
-                    job["ok"],
-                    "succeeded at its last run",
-                    f"{job['finished']}: {job['summary']}",
-                    f"see why: journalctl -u abathur-db@{name} -n 50",
-                )
-            )
-    newest = catalog.newest_verified(config)
-    if "backup" in found:
-        checks.append(catalog.age_check(config, newest))
-    checks += replication.check(config)
-    data["replication"] = replication.state(config)
-    data["standby"] = checks[0].measured if follows else None
-    data["newest_backup"] = newest.id if newest else None
-    data["recovery_seconds"] = runs.measured(config, "drill", "recovery_seconds")
-    data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
+    """Tell version, schema, sizes, WAL, and the last result and next run of each job.
+
+    A part that cannot be looked at is a failed check, and the others are told all the same.
+    """
+    data: dict[str, Any] = {"version": __version__, "database": str(config.database), "free_bytes": None, "jobs": {}}
+    data |= dict.fromkeys(("replication", "standby", "newest_backup", "recovery_seconds"))
+    data["kept_aside"] = []
+    checks: list[Check] = []
+    for name, look in (
+        ("database", _database),
+        ("fence", _fence),
+        ("free_space", _disk),
+        ("jobs", _jobs),
+        ("backups", _backups),
+        ("replication", _replication),
+    ):
+        checks += host.checked(name, partial(look, config, data))
     summary, hint = summarize("status", checks)
     return Result("status", summary, checks=checks, data=data, hint=hint, table=_table(data))
 
@@ -148,29 +149,30 @@ def _table(data: dict[str, Any]) -> list[str]:
 
 
 def _database(config: Config, data: dict[str, Any]) -> list[Check]:
-    try:
-        with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
-            data["schema_version"] = database.pragma(connection, "user_version")
-            data["journal_mode"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
-            data.update(maintenance.sizes(config, connection))
-            shaped = [check for check in schema.checks(config, connection) if check.id != "schema_version"]
-    except Failure as failure:
-        return [Check("database", False, "can be opened", str(failure), failure.hint)]
+    # Where the settings of the replica cannot be read, the part that is about them says so.
+    with suppress(Failure):
+        if standby.is_one(config):
+            return []
+    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+        data["schema_version"] = database.pragma(connection, "user_version")
+        data["journal_mode"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        data.update(maintenance.sizes(config, connection))
+        shaped = [check for check in schema.checks(config, connection) if check.id != "schema_version"]
     known = shape.latest()
-    whole = Check(
+    version = Check(
         "database",
         data["schema_version"] == known,
         f"schema version {known}",
         f"schema version {data['schema_version']}, {host.readable(data['database_bytes'])}",
         config.bring_up,
     )
-    return [whole, *shaped]
+    return [version, *shaped, journal_mode(config, data["journal_mode"]), wal_size(config, data["wal_bytes"])]
 
 
-def _wal(config: Config, data: dict[str, Any]) -> list[Check]:
-    if "journal_mode" not in data:
-        return []
-    return [journal_mode(config, data["journal_mode"]), wal_size(config, data["wal_bytes"])]
+def _fence(config: Config, data: dict[str, Any]) -> list[Check]:
+    checks = failover.check(config)
+    data["standby"] = checks[0].measured if standby.is_one(config) else None
+    return checks
 
 
 def journal_mode(config: Config, mode: str) -> Check:
@@ -189,30 +191,55 @@ def wal_size(config: Config, size: int) -> Check:
     )
 
 
-def _disk(config: Config, data: dict[str, Any]) -> Check:
+def _disk(config: Config, data: dict[str, Any]) -> list[Check]:
     free = data["free_bytes"] = host.free_bytes(config.database)
-    return Check(
-        "free_space",
-        free >= config.minimum_free_mb * host.MB,
-        f"at least {config.minimum_free_mb} MB free",
-        host.readable(free),
-        f"free space there: df -h {config.database.parent}",
-    )
+    return [
+        Check(
+            "free_space",
+            free >= config.minimum_free_mb * host.MB,
+            f"at least {config.minimum_free_mb} MB free",
+            host.readable(free),
+            f"free space there: df -h {config.database.parent}",
+        )
+    ]
 
 
-def _jobs(config: Config, found: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
-    jobs = {}
+def _jobs(config: Config, data: dict[str, Any]) -> list[Check]:
+    found = timers(config, [])
+    checks = timer_checks(found)
     lasts = last_runs(config, found)
     for name, timer in found.items():
-        last = lasts[name]
-        success = runs.known(config, "success", name)
-        jobs[name] = {
-            "ok": last["ok"] if last else None,
-            "summary": last["summary"] if last else "never ran",
-            "finished": last["finished"] if last else None,
-            "seconds": last.get("seconds") if last else None,
-            "last_success": success["finished"] if success else None,
-            "running": timer.get("SubState") == "running",
-            "next_run": timer["NextElapseUSecRealtime"] or None,
-        }
-    return jobs
+        checks += host.checked(f"job_{name}", partial(_job, config, data, name, timer, lasts[name]))
+    return checks
+
+
+def _job(
+    config: Config, data: dict[str, Any], name: str, timer: dict[str, str], last: dict[str, Any] | None
+) -> list[Check]:
+    success = runs.known(config, "success", name)
+    data["jobs"][name] = {
+        "ok": last["ok"] if last else None,
+        "summary": last["summary"] if last else "never ran",
+        "finished": last["finished"] if last else None,
+        "seconds": last.get("seconds") if last else None,
+        "last_success": success["finished"] if success else None,
+        "running": timer.get("SubState") == "running",
+        "next_run": timer["NextElapseUSecRealtime"] or None,
+    }
+    if last is None:
+        return []
+    said, hint = f"{last['finished']}: {last['summary']}", f"see why: journalctl -u abathur-db@{name} -n 50"
+    return [Check(f"job_{name}", last["ok"], "succeeded at its last run", said, hint)]
+
+
+def _backups(config: Config, data: dict[str, Any]) -> list[Check]:
+    newest = catalog.newest_verified(config)
+    data["newest_backup"] = newest.id if newest else None
+    data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
+    data["recovery_seconds"] = runs.measured(config, "drill", "recovery_seconds")
+    return [catalog.age_check(config, newest)] if "backup" in data["jobs"] else []
+
+
+def _replication(config: Config, data: dict[str, Any]) -> list[Check]:
+    data["replication"] = replication.state(config)
+    return replication.check(config)

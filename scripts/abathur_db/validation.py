@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, examination, maintenance, rehearsal, runs, schema, soundness, status
+from abathur_db import database, examination, guarded, maintenance, rehearsal, runs, schema, soundness, status
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -63,8 +63,10 @@ def _modes(config: Config) -> list[Check]:
     files = [config.database, *database.sidecars(config.database)]
     wanted = {config.database.parent: 0o700} if config.owner else {}
     checks = []
-    for path in [*wanted, *(each for each in files if each.exists())]:
-        found = os.lstat(path)
+    for path in [*wanted, *files]:
+        found = guarded.facts(path)
+        if found is None:
+            continue
         mode = stat.S_IMODE(found.st_mode)
         good = found.st_uid == os.geteuid() and not mode & 0o077
         checks.append(
