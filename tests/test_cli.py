@@ -281,7 +281,7 @@ def test_a_path_that_is_no_utf_8_and_a_name_too_long_are_refused_by_every_comman
 
 def test_a_name_as_long_as_may_be_serves_for_every_command(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / ("a" * 197 + ".db")
-    first = ("init", "seed", "backup", "verify latest --database", "drill", "vacuum --convert", "validate")
+    first = ("init", "seed", "backup", "verify latest --database", "drill", "vacuum --convert", "integrity-check")
     for command in (*first, "restore fresh --database", "restore latest --database", "report", "doctor", "status"):
         code, _, errors = cli(*command.split(), path)
         assert (code, errors) == (0, ""), command

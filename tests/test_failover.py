@@ -33,6 +33,7 @@ from abathur_db import (
     report,
     restore,
     schema,
+    shape,
     standby,
     status,
 )
@@ -555,7 +556,7 @@ def test_a_copy_of_a_newer_schema_is_not_promoted_by_an_older_tool(
     replicated(primary, monkeypatch, 1, "user:1")
     with following(follower):
         caught_up(follower)
-    monkeypatch.setattr(schema, "latest", lambda: 0)
+    monkeypatch.setattr(shape, "latest", lambda: 0)
     with pytest.raises(Failure, match="schema version 1, newer than this host's tool, which knows 0") as refused:
         failover.promote(as_root(follower), lose_rows=False, alone=True, dry_run=True)
     assert "deploy this standby" in refused.value.hint
