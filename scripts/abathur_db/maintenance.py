@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from abathur_db import adoption, database, guarded, host, progress, proof, replica, restore
+from abathur_db import adoption, clones, database, guarded, host, replica, restore
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -177,7 +174,7 @@ def integrity_check(config: Config, dry_run: bool = False) -> Result:
     """
     if dry_run:
         return Result("integrity-check", f"would check a copy of {config.database}")
-    with clone(config) as copy, database.opened(copy, 0, immutable=True) as connection:
+    with clones.clone(config) as copy, database.opened(copy, 0, immutable=True) as connection:
         found = database.problems(connection, full=True)
         checks = [
             Check(
@@ -208,15 +205,3 @@ def foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
         f"see the rows: sqlite3 -readonly {config.database} 'PRAGMA foreign_key_check'",
         warning=bool(found) and not more,
     )
-
-
-@contextmanager
-def clone(config: Config) -> Iterator[Path]:
-    """Make a throwaway copy of the database by the backup path; it is gone at the end, also after an error."""
-    database.require(config.database)
-    size = config.database.stat().st_size
-    with proof.scratch(config, "clone.db") as copy:
-        host.require_free(copy, size + config.minimum_free_mb * host.MB, "a copy of the database")
-        with progress.shown("copy", size) as done:
-            database.snapshot(config.database, copy, config.busy_timeout_ms, done)
-        yield copy
