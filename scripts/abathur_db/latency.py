@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abathur_db import host, resources
+from abathur_db import foreign, host, resources
 from abathur_db.result import Failure
 
 THINK_SECONDS = (0.02, 0.08)
@@ -84,6 +84,8 @@ def measure(
         chance = random.Random(number)
         try:
             async with aiosqlite.connect(path, isolation_level=None) as connection:
+                # As everywhere in the tool: a row that is no UTF-8 is one as any other.
+                connection.text_factory = foreign.words
                 await connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
                 await connection.execute("PRAGMA foreign_keys = ON")
                 end = time.perf_counter() + seconds
