@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from abathur_db import database, host, maintenance, schema
+from abathur_db import database, handover, host, maintenance, schema, validation
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from databases import application, at_work, corrupt, dump, picture, rows, run, value
+
+from faults import places
 
 JOBS = [maintenance.analyze, maintenance.vacuum, maintenance.integrity_check]
 
@@ -262,3 +264,27 @@ def test_the_disk_filling_up_under_a_job_is_said_in_plain_words(conf: Config) ->
     with pytest.raises(Failure, match=r"the disk of .* is full") as caught:
         fill()
     assert caught.value.hint.startswith("free space: df -h")
+
+
+SNAPSHOT = "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN');"
+SNAPSHOT += "c.execute('SELECT count(*) FROM sessions').fetchone(); print('reads', flush=True); time.sleep(600)"
+
+
+TAKERS: dict[str, Callable[[Config], object]] = {
+    "integrity-check": maintenance.integrity_check,
+    "validate": lambda conf: validation.validate(conf, []),
+    "snapshot": handover.snapshot,
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_a_copy_asks_for_the_space_of_the_log_as_well(conf: Config, taker: str) -> None:
+    """The log is many times the database while somebody reads: its rows are in the copy too."""
+    with at_work(SNAPSHOT, conf.database), places.small(conf.state_directory, 8):
+        rows(conf.database, 8000)
+        size = conf.database.stat().st_size
+        log = database.wal_bytes(conf.database)
+        assert size + 10**6 < host.free_bytes(conf.state_directory) < log
+        with pytest.raises(Failure, match=r"a copy of the database needs \d+\.\d MB free at .*; nothing was changed"):
+            TAKERS[taker](conf)
+        assert not list(conf.scratch_directory.glob("*"))

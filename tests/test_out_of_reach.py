@@ -350,12 +350,36 @@ def test_no_copy_and_one_of_long_ago_are_none(root: Config, monkeypatch: pytest.
             handover.received(root)
 
 
-def test_a_copy_that_is_cut_while_it_is_taken_is_refused(root: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def grow(path: Path) -> None:
+    with path.open("ab") as stream:
+        stream.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: os.truncate(path, 4096), grow, lambda path: os.truncate(path, 1 << 40)]
+)
+def test_of_a_copy_that_changes_its_size_while_it_is_taken_no_more_is_taken_than_was_granted(
+    root: Config, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
     handover.snapshot(root)
     path = root.handover_directory / handover.FILE
-    monkeypatch.setattr(os, "sendfile", lambda *_: 0)
-    with pytest.raises(Failure, match="was cut to 0 bytes; no backup was kept"):
-        handover.copy_whole(guarded.opened(path, os.O_RDONLY), root.backup_directory.with_name("copy"))
+    granted, really, most = path.stat().st_size, os.sendfile, 0
+
+    def meanwhile(out: int, into: int, offset: int, count: int) -> int:
+        nonlocal most
+        change(path)
+        sent = really(out, into, offset, min(count, 4096))
+        most = max(most, os.fstat(out).st_size)
+        return sent
+
+    monkeypatch.setattr(os, "sendfile", meanwhile)
+    handed = guarded.opened(path, os.O_RDONLY)
+    with pytest.raises(Failure, match=f"had {granted} bytes and has .* now; no backup was kept"):
+        backup.backup(root, handed=handed)
+    assert 0 < most <= granted
+    assert not [each for each in root.backup_directory.iterdir() if each.is_file()]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handed)
 
 
 def test_the_command_line_hands_over_and_records_among_the_backups(

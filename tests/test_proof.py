@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, packing, proof, schema, seed
+from abathur_db import backup, catalog, cli, database, host, packing, proof, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from backups import edit, flip
@@ -160,3 +161,37 @@ def test_a_copy_kept_for_a_proof_is_a_closed_one(conf: Config) -> None:
         assert [each.name for each in conf.scratch_directory.iterdir()] == ["proof.db"]
         with database.opened(plain, 0, immutable=True) as connection:
             assert database.row_counts(connection)["memory_entries"] == 203
+
+
+GONE = {
+    "restore": (["restore", "{id}", "--database", "{database}"], 1, "is gone: it was pruned or moved away"),
+    "verify": (["verify", "{id}", "--database", "{database}"], 0, ""),
+    "drill": (["drill", "{database}"], 1, "is gone: it was pruned or moved away"),
+}
+
+
+@pytest.mark.parametrize("moment", ["before it is hashed", "before it is unpacked"])
+@pytest.mark.parametrize("command", GONE)
+def test_a_backup_that_is_pruned_after_it_was_found_is_told_in_a_sentence(
+    conf: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, moment: str
+) -> None:
+    """Where the backups have a user of their own, prune and restore hold different locks."""
+    identity = backup.backup(conf).data["id"]
+    before = conf.database.read_bytes()
+
+    def pruned(really: Callable[..., Any]) -> Callable[..., Any]:
+        def and_then(*arguments: Any) -> Any:
+            found = really(*arguments)
+            for each in conf.backup_directory.glob("abathur_*"):
+                each.unlink()
+            return found
+
+        return and_then
+
+    where, name = (host, "require_free") if moment == "before it is hashed" else (packing, "sha256")
+    monkeypatch.setattr(where, name, pruned(getattr(where, name)))
+    arguments, code, said = GONE[command]
+    assert cli.main([each.format(id=identity, database=conf.database) for each in arguments]) == code
+    answer = capsys.readouterr()
+    assert (said in answer.err, "Traceback" in answer.err) == (True, False), answer.err
+    assert conf.database.read_bytes() == before

@@ -172,6 +172,13 @@ def test_a_row_that_is_not_ours_is_no_defect_of_any_command_and_is_not_repeated(
     assert [each for each in texts if SECRET in each.read_text(errors="replace")] == []
 
 
+def test_sessions_read_rows_that_are_no_utf_8_as_any_others(conf: Config) -> None:
+    for case in (each for each in ROWS if "no UTF-8" in each):
+        ROWS[case](conf.database)
+    result = validation.validate(conf, [])
+    assert (result.ok, SECRET in str(result)) == (True, False), result.report()
+
+
 def test_a_seed_that_others_wrote_about_is_left_alone(conf: Config, tool: Tool) -> None:
     for case in (each for each in ROWS if each.startswith("an audit row")):
         ROWS[case](conf.database)

@@ -58,7 +58,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
                 with progress.shown("copy", size) as done:
                     database.snapshot(config.database, plain, config.busy_timeout_ms, done)
             else:
-                handover.copy_whole(handed, plain)
+                handover.copy_whole(handed, plain, size)
                 host.require_free(config.backup_directory, needed, "a backup")
             facts, checks = _facts(config, plain, full=config.backup_check == "full")
             facts |= packing.pack(plain, packed, config.backup_compression)

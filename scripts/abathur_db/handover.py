@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from abathur_db import clones, database, guarded, host, progress, runs
 from abathur_db import config as configuration
-from abathur_db import database, guarded, host, progress, proof, runs
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
@@ -32,21 +30,11 @@ def snapshot(config: Config) -> Result:
     target = config.handover_directory / FILE
     guarded.directory(config.handover_directory)
     guarded.clear(target)
-    with _copied(config) as copy:
+    with clones.clone(config) as copy:
         size = copy.stat().st_size
         copy.chmod(0o640)
         os.replace(copy, target)
     return Result("snapshot", f"handed {host.readable(size)} over for a backup", changed=True, data={"bytes": size})
-
-
-@contextmanager
-def _copied(config: Config) -> Iterator[Path]:
-    size = database.size(config.database)
-    host.require_free(config.state_directory, size + config.minimum_free_mb * host.MB, "a copy for the backup")
-    with proof.scratch(config, FILE) as copy:
-        with host.half_of_the_processors(), progress.shown("copy", size) as done:
-            database.snapshot(config.database, copy, config.busy_timeout_ms, done)
-        yield copy
 
 
 def received(config: Config) -> int | None:
@@ -65,7 +53,7 @@ def _lent(config: Config) -> int:
     ours, theirs = socket.socketpair()
 
     def lend() -> dict[str, Any]:
-        with runs.locked(config.state_directory, "backup", config.lock_wait_seconds), _copied(config) as copy:
+        with runs.locked(config.state_directory, "backup", config.lock_wait_seconds), clones.clone(config) as copy:
             descriptor = guarded.opened(copy, os.O_RDONLY)
             socket.send_fds(theirs, [b"."], [descriptor])
             os.close(descriptor)
@@ -94,20 +82,20 @@ def _taken(config: Config) -> int:
     return descriptor
 
 
-def copy_whole(source: int, target: Path) -> None:
-    """Copy what a descriptor is open on to a new file, and close it.
+def copy_whole(source: int, target: Path, size: int) -> None:
+    """Copy the `size` bytes that a descriptor is open on to a new file, and close it: never more than was granted.
 
-    Raises Failure when it became shorter meanwhile, OSError.
+    Raises Failure when it has another size by then, OSError.
     """
     with os.fdopen(source, "rb", buffering=0) as stream, target.open("xb", buffering=0) as sink:
-        size, done = os.fstat(stream.fileno()).st_size, 0
+        done = 0
         with progress.shown("take over", size) as update:
-            while done < size:
-                copied = os.sendfile(sink.fileno(), stream.fileno(), done, min(database.STEP_BYTES, size - done))
-                if not copied:
-                    raise Failure(
-                        f"the copy of the database that was handed over was cut to {done} bytes; no backup was kept",
-                        "find out who changes it: the application's user alone can",
-                    )
+            while copied := os.sendfile(sink.fileno(), stream.fileno(), done, min(database.STEP_BYTES, size - done)):
                 done += copied
                 update(copied)
+        now = os.fstat(stream.fileno()).st_size
+    if not done == now == size:
+        raise Failure(
+            f"the copy of the database that was handed over had {size} bytes and has {now} now; no backup was kept",
+            "find out who changes it: the application's user alone can",
+        )

@@ -84,6 +84,7 @@ def measure(
         chance = random.Random(number)
         try:
             async with aiosqlite.connect(path, isolation_level=None) as connection:
+                # As everywhere in the tool: a row that is no UTF-8 is one as any other.
                 connection.text_factory = foreign.words
                 await connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
                 await connection.execute("PRAGMA foreign_keys = ON")

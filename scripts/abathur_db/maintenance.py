@@ -5,23 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from abathur_db import (
-    adoption,
-    database,
-    examination,
-    guarded,
-    host,
-    progress,
-    proof,
-    replica,
-    restore,
-    rules,
-    soundness,
-)
+from abathur_db import adoption, clones, database, examination, guarded, host, replica, restore, rules, soundness
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -207,7 +192,7 @@ def integrity_check(config: Config, dry_run: bool = False, accept: bool = False)
     """
     if dry_run:
         return Result("integrity-check", f"would check a copy of {config.database}")
-    with clone(config) as copy, database.opened(copy, 0, immutable=True) as connection:
+    with clones.clone(config) as copy, database.opened(copy, 0, immutable=True) as connection:
         found = soundness.findings(connection, full=True)
         checks = [examination.soundness(config, "integrity_check", found)]
         if not found.damage:
@@ -216,15 +201,3 @@ def integrity_check(config: Config, dry_run: bool = False, accept: bool = False)
             checks += examination.content(config, connection, found, strict=True)
     summary, hint = summarize("integrity-check", checks)
     return Result("integrity-check", summary, changed=accept, checks=checks, hint=hint)
-
-
-@contextmanager
-def clone(config: Config) -> Iterator[Path]:
-    """Make a throwaway copy of the database by the backup path; it is gone at the end, also after an error."""
-    database.require(config.database)
-    size = config.database.stat().st_size
-    with proof.scratch(config, "clone.db") as copy:
-        host.require_free(copy, size + config.minimum_free_mb * host.MB, "a copy of the database")
-        with progress.shown("copy", size) as done:
-            database.snapshot(config.database, copy, config.busy_timeout_ms, done)
-        yield copy

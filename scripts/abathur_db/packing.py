@@ -154,8 +154,9 @@ def zstd() -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in chunks, with its progress shown."""
+    """Return the SHA-256 of a backup's file, read in chunks, with its progress shown. Raises Failure without one."""
     digest = hashlib.sha256()
+    _require_readable(path)
     with path.open("rb") as stream, progress.shown("hash", path.stat().st_size) as update:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
@@ -192,6 +193,8 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 def _require_readable(path: Path) -> None:
     try:
         path.open("rb").close()
+    except FileNotFoundError:
+        raise Failure(f"{path} is gone: it was pruned or moved away after it was found", ANOTHER) from None
     except PermissionError:
         user = database.user_name(os.geteuid())
         raise Failure(

@@ -128,6 +128,8 @@ def _copy(config: Config, source: Path, manifest: Manifest) -> str:
         descriptor = guarded.opened(source / manifest.file, os.O_RDONLY)
     except Failure as failure:
         return str(failure)
+    except FileNotFoundError:
+        return f"its file {manifest.file} is gone"
     with os.fdopen(descriptor, "rb") as stream, packing.Sink(partial) as sink:
         while sink.size <= manifest.bytes and (chunk := stream.read(packing.CHUNK)):
             sink.write(chunk)

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, examination, guarded, maintenance, rehearsal, runs, schema, soundness, status
+from abathur_db import clones, database, examination, guarded, maintenance, rehearsal, runs, schema, soundness, status
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, summarize
 
@@ -28,7 +28,7 @@ def validate(config: Config, jobs: list[str]) -> Result:
     timers = status.timers(config, jobs)
     checks += status.timer_checks(timers)
     checks += _backup_job(config) if "backup" in timers else []
-    with maintenance.clone(config) as copy:
+    with clones.clone(config) as copy:
         # On the copy, as everything that takes its time: a long read of the live file holds its log open.
         sound = _sound(config, copy)
         rehearsed, latencies = rehearsal.rehearse(config, copy) if all(each.ok for each in sound) else ([], [])
