@@ -35,14 +35,14 @@ def test_an_sftp_server_is_a_place_for_a_replica_too(playbook: Any) -> None:
     host.check_output("ssh-keygen -q -t ed25519 -N '' -f /root/stranger")
     host.check_output(f"sh -c 'cat /root/stranger > {SECRET_FILE}' && systemctl restart abathur-db-replicate")
     assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
-    assert "the store refuses the credentials" in replication_alerts(host)
+    assert wait(lambda: "the store refuses the credentials" in replication_alerts(host))
     host.check_output(f"sh -c 'cat /root/keeper > {SECRET_FILE}' && systemctl restart abathur-db-replicate")
     assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
     other = "mv /etc/ssh/sftp_host_key /root/former && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/sftp_host_key <<< y"
     host.check_output(f'bash -c "{other}" && systemctl restart sftp abathur-db-replicate')
     shown = "the server shows another host key than abathur_replication_host_key"
     assert wait(lambda: shown in proof(host)["summary"]), proof(host)["summary"]
-    assert shown in replication_alerts(host)
+    assert wait(lambda: shown in replication_alerts(host))
     host.check_output("mv /root/former /etc/ssh/sftp_host_key && systemctl restart sftp abathur-db-replicate")
     assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
     assert acknowledged(host) - arrived(host) == set()

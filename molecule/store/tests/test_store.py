@@ -52,7 +52,7 @@ def test_a_store_that_was_killed_and_is_back_gets_all_by_itself(host: Any) -> No
     assert re.search(
         r"found the last change that arrived is \d+ s old: the store does not answer", proof(host)["summary"]
     )
-    assert "the store does not answer" in replication_alerts(host)
+    assert wait(lambda: "the store does not answer" in replication_alerts(host))
     told = host.run("abathur-db status").stdout
     assert "FAIL  job_replication" in told
     assert "the store does not answer" in told
@@ -65,7 +65,7 @@ def test_wrong_credentials_are_said_and_right_ones_catch_up(host: Any) -> None:
     host.check_output(f"sed -i s/{SECRET}/wrong/ {SECRET_FILE} && systemctl restart abathur-db-replicate")
     assert wait(lambda: "the store refuses the credentials" in proof(host)["summary"]), proof(host)["summary"]
     assert wait(lambda: not proof(host)["ok"])
-    assert "the store refuses the credentials" in replication_alerts(host)
+    assert wait(lambda: "the store refuses the credentials" in replication_alerts(host))
     host.check_output(f"sed -i s/wrong/{SECRET}/ {SECRET_FILE} && systemctl restart abathur-db-replicate")
     assert wait(lambda: proof(host)["ok"], 240), proof(host)["summary"]
     assert acknowledged(host) - arrived(host) == set()
@@ -76,7 +76,7 @@ def test_a_full_store_is_said_and_one_with_space_again_gets_all(host: Any) -> No
     # What fits into the volumes that are there already still arrives.
     assert wait(lambda: not proof(host)["ok"], 240)
     assert "the store answers, but takes no change in time: it may be full" in proof(host)["summary"]
-    assert "it may be full" in replication_alerts(host)
+    assert wait(lambda: "it may be full" in replication_alerts(host))
     # Its own index takes nothing any more, once it met the full disk, until it is started anew.
     host.check_output("rm /srv/store/fill && systemctl stop store.service")
     begin_store(host)
