@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from abathur_db import database, maintenance, runs
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Result
 from conftest import Cli
-from databases import application, run, toml, value
+from databases import ROOT, application, run, toml, value
 
 CONTRACT = ["command", "ok", "changed", "summary", "checks", "report", "data", "hint"]
 
@@ -40,6 +42,18 @@ def test_a_database_is_made_and_used_from_a_checkout_without_root_or_ansible(cli
     assert (code, json.loads(output)["changed"]) == (0, True)
     made = {each.name for each in path.parent.iterdir()} - {each.name for each in database.sidecars(path)}
     assert made == {".abathur.db.abathur-db", "abathur.db", "abathur.db.backups"}
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_a_result_that_nobody_reads_is_a_result_all_the_same(conf: Config, json: list[str]) -> None:
+    run(conf.database, "CREATE TABLE sessions (id)")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "abathur_db", "backups", *json, str(conf.database)]
+        done = subprocess.run(
+            command, cwd=ROOT / "scripts", stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.stderr == "abathur-db: the result could not be printed: No space left on device\n"
+    assert done.returncode == 0
 
 
 def test_the_pages_of_a_fleet_need_neither_a_database_nor_a_configuration(
@@ -163,7 +177,7 @@ def test_what_the_system_refuses_is_told_and_recorded_and_no_defect(
     monkeypatch.setattr(maintenance, "analyze", refused)
     code, _, errors = call(capsys, "analyze", "--config", file)
     assert code == 1
-    assert errors.startswith("analyze: /srv/file cannot be written or read: Operation not permitted;")
+    assert errors.startswith("analyze: /srv/file cannot be written or read: Operation not permitted\n")
     last = runs.recorded(conf.state_directory, "last", "analyze")
     assert last is not None
     assert last["summary"].startswith("/srv/file cannot be written or read: Operation not permitted")

@@ -59,6 +59,24 @@ def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Co
     assert result.hint == ""
 
 
+def test_an_application_that_takes_the_restored_database_at_once_makes_no_failure_of_the_restore(
+    conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap = restore._swap
+    taken: list[sqlite3.Connection] = []
+
+    def swapped(path: Path, staged: Path) -> str | None:
+        kept = swap(path, staged)
+        taken.append(sqlite3.connect(path, isolation_level=None))
+        taken[0].execute("PRAGMA locking_mode = EXCLUSIVE")
+        taken[0].execute("DELETE FROM sessions")
+        return kept
+
+    monkeypatch.setattr(restore, "_swap", swapped)
+    assert restore.restore(conf, saved).ok
+    taken[0].close()
+
+
 def test_a_database_is_never_restored_from_the_backups_of_another_one_beside_it(cli: Cli, conf: Config) -> None:
     other = conf.database.with_name("other.db")
     assert [cli(command, path)[0] for command, path in (("backup", conf.database), ("init", other))] == [0, 0]

@@ -317,11 +317,57 @@ def test_what_the_bundle_did_not_write_is_never_touched(few: Config) -> None:
     assert all((few.backup_directory / name).read_text() == "mine" for name in foreign)
 
 
+def in_the_way(few: Config, name: str) -> None:
+    """Put a directory where pruning deletes or renames a file, as one that cannot be deleted."""
+    (few.backup_directory / name / "something").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(("name", "count"), [("abathur_{}.db", 2), ("abathur_{}.json.deleting", 3)])
+def test_one_file_that_cannot_be_deleted_stops_neither_pruning_nor_a_backup(few: Config, name: str, count: int) -> None:
+    """The reproduction made a file immutable; a directory in its way is as stubborn, and needs no privilege."""
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(5)]
+    in_the_way(few, name.format(made[0]))
+    for _ in range(2):
+        result = backup.backup(few)
+        assert result.ok
+        assert [(check.id, check.warning) for check in result.checks] == [("prune", True)]
+        assert f"abathur_{made[0]}" in result.summary
+        assert "cannot be deleted" in result.summary
+        assert names(few)[0] == result.data["id"]
+        assert len(names(few)) == count
+    result = backup.prune(few)
+    assert result.exit_code == 1
+    assert f"abathur_{made[0]}" in result.summary
+
+
+def test_what_a_rollback_needs_and_cannot_be_read_prunes_nothing_and_fails_no_backup(few: Config) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
+    (few.install_directory / "kept").mkdir(parents=True)
+    (few.install_directory / "kept" / release.RECORD).write_text("half of a rec")
+    result = backup.backup(few)
+    assert result.ok
+    assert f"kept/{release.RECORD} cannot be read" in result.summary
+    assert result.hint.startswith("move it away (mv ")
+    assert names(few) == [result.data["id"], *made[::-1]]
+
+
+def test_what_a_killed_backup_left_and_cannot_be_deleted_fails_no_other(few: Config) -> None:
+    few.backup_directory.mkdir()
+    in_the_way(few, "abathur_20261124_020000.db.gz")
+    partial = few.backup_directory / ".abathur_20261124_020000.json.partial"
+    partial.touch()
+    result = backup.backup(few)
+    assert result.ok
+    assert [(check.id, check.warning) for check in result.checks] == [("unfinished", True)]
+    assert "abathur_20261124_020000.db.gz is a directory" in result.summary
+    assert partial.exists()
+
+
 def test_a_removal_that_was_killed_half_way_is_finished_by_the_next(
     few: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
-    monkeypatch.setattr(retention, "_finish", lambda _: None)
+    monkeypatch.setattr(retention, "_finish", lambda *_: None)
     backup.prune(few)
     assert made[0] not in names(few)
     assert (few.backup_directory / f"abathur_{made[0]}.db.zst").exists()

@@ -41,7 +41,7 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
     left no result of its own; one on a full disk left it in the journal alone.
     """
-    last = runs.known(config, "last", job)
+    last = _known(config, "last", job)
     outcome = os.environ.get("MONITOR_SERVICE_RESULT", "")
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
     unit = os.environ.get("MONITOR_UNIT", f"abathur-db@{job}").removesuffix(".service")
@@ -67,6 +67,14 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     }
 
 
+def _known(config: Config, kind: str, job: str) -> dict[str, Any] | None:
+    """Return the record of a job, None also for one that cannot be read: the alert goes out all the same."""
+    try:
+        return runs.known(config, kind, job)
+    except (Failure, OSError):
+        return None
+
+
 def _last_words(journal: list[str], job: str) -> tuple[str, str] | None:
     """Return the sentence and the hint that a job printed last (cli.py), None where it printed none."""
     said = [number for number, line in enumerate(journal) if line.startswith(f"{job}: ")]
@@ -86,9 +94,13 @@ def readable(news: dict[str, Any]) -> str:
 def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool = False) -> Result:
     """Say in one sentence why a job's unit failed, and send it the ways that are named.
 
-    A way that fails is a failed check; the others are gone all the same.
+    A way that fails is a failed check; the others are gone all the same. The failure is noted, for status and metrics.
     """
     news = compose(config, job)
+    if news["result"] not in ("", "success"):
+        noted = {"command": job, "finished": news["time"], "invocation": os.environ.get("MONITOR_INVOCATION_ID", "")}
+        with suppress(OSError, Failure):
+            runs.note_failure(config, {**noted, "summary": news["summary"], "hint": news["hint"]})
     ways: dict[str, tuple[object, Callable[[], str]]] = {
         "command": (run, lambda: _run(run, news)),
         "mail": (mail, lambda: _mail(mail, news)),
@@ -102,11 +114,13 @@ def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool
             checks.append(Check(way, True, "told", "the same was told less than an hour ago"))
             continue
         try:
-            said = send()
-            _remember(config, way, news)
-            checks.append(Check(way, True, "told", said or "told"))
+            checks.append(Check(way, True, "told", send() or "told"))
         except Failure as failure:
             checks.append(Check(way, False, "told", str(failure), failure.hint))
+            continue
+        # On the full disk that is the news, for one: told twice is better than by one way only.
+        with suppress(OSError, Failure):
+            _remember(config, way, news)
     return Result("alert", news["summary"], checks=checks, data=news, hint=news["hint"])
 
 
@@ -133,7 +147,7 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
         told = datetime.fromisoformat(before["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    success = runs.known(config, "success", news["job"])
+    success = _known(config, "success", news["job"])
     recovered = success is not None and datetime.fromisoformat(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
     same = _without_numbers(str(before.get("summary"))) == _without_numbers(news["summary"])
@@ -146,10 +160,8 @@ def _without_numbers(sentence: str) -> str:
 
 def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
     path = _memory(config, way, news["job"])
-    # On the full disk that is the news, for one: told twice is better than by one way only.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
 
 
 def _run(command: str, news: dict[str, Any]) -> str:

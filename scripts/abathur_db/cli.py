@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -352,7 +352,14 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         print("abathur-db: this is a defect of the tool; report it with the lines above", file=sys.stderr)
         return Exit.CRASH
-    _print(result, options.json)
+    try:
+        _print(result, options.json)
+        sys.stdout.flush()
+    except OSError as error:
+        # What was done is done, also where nobody reads it. Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with suppress(OSError):
+            print(f"abathur-db: the result could not be printed: {error.strerror}", file=sys.stderr)
     return result.exit_code
 
 

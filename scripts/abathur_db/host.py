@@ -49,7 +49,7 @@ def trouble(error: OSError) -> Failure | None:
         errno.EROFS: f"make it writable: findmnt --target {where}",
     }
     hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
-    return Failure(f"{what}: {error.strerror}; what was there before is as it was", hint)
+    return Failure(f"{what}: {error.strerror}", hint)
 
 
 def processors() -> int:

@@ -58,11 +58,17 @@ def unfinished(config: Config) -> bool:
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a kept release: release, backup, user_version, timers, services, time."""
+    """Return the record of a kept release: release, backup, user_version, timers, services, time.
+
+    Raises Failure for one that cannot be read.
+    """
     try:
         found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        said = f"{folder / RECORD} cannot be read: {error}"
+        raise Failure(said, f"move it away (mv {folder} {folder}.broken), then deploy again") from None
     return found
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
                 "to go back all the same (the database of now is kept aside): "
                 "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_lose_rows=true",
             )
+        # Asked before the swap: nothing that follows it may fail.
+        behind = schema.plan(replace(config, database=staged)).steps
         with alone(config.database, config.application_units):
             data["kept"] = _swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
-    behind = schema.plan(config).steps
     hint = f"systemctl start {replica.UNIT}, which begins the next lineage" if replica.settings(config) else ""
     return Result(
         "restore",

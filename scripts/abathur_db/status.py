@@ -44,7 +44,7 @@ def last_runs(config: Config, jobs: Iterable[str]) -> dict[str, dict[str, Any] |
 
 
 def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
-    last = runs.known(config, "last", job)
+    last = runs.last(config, job)
     if unit.get("ActiveState") != "failed" or (last and last["invocation"] == unit["InvocationID"]):
         return last
     # The other timestamps are texts in the host's time zone.
