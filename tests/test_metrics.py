@@ -471,7 +471,7 @@ def test_each_job_with_a_timer_has_its_runs_kept_but_those_that_run_as_often_as_
 def test_pruning_goes_in_small_transactions(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
     for number in range(5):
-        collected(conf, ago(days=100, seconds=number))
+        collected(conf, ago(days=100, minutes=number))
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -491,7 +491,7 @@ def test_a_run_deletes_a_bounded_number_of_rows_and_the_next_goes_on(
     monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
     monkeypatch.setattr(readings, "SLICES", 2)
     for number in range(6):
-        collected(conf, ago(days=100, seconds=number))
+        collected(conf, ago(days=100, minutes=number))
     with database.opened(conf.database, 100) as connection:
         assert [readings.prune(connection, 90) for _ in range(3)] == [12, 6, 0]
 
@@ -520,10 +520,11 @@ def test_the_work_of_pruning_grows_with_the_collections_and_not_with_the_rows(co
 
     with database.opened(conf.database, 100) as connection:
         for more in (0, 50_000):
-            connection.executemany(
-                "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, 'agent_tokens_used', 1)",
-                ((ago(seconds=number),) for number in range(more)),
-            )
+            with database.transaction(connection):
+                connection.executemany(
+                    "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, 'agent_tokens_used', 1)",
+                    ((ago(seconds=number),) for number in range(more)),
+                )
             steps.append(counted(connection))
     assert steps[1] <= steps[0] + 10
 

@@ -134,6 +134,16 @@ def test_what_the_application_measured_since_is_a_reason_to_refuse(conf: Config)
         restore.restore(conf, "latest", keep_rows=True)
 
 
+@pytest.mark.parametrize("shape", ["a", "timestamp, metric_name, labels"])
+def test_a_table_metrics_of_another_shape_is_the_applications(conf: Config, shape: str) -> None:
+    schema.init(conf)
+    run(conf.database, "DROP TABLE metrics", f"CREATE TABLE metrics ({shape})")
+    snapshot = conf.database.with_name("snapshot.db")
+    database.snapshot(conf.database, snapshot, 100)
+    run(conf.database, f"INSERT INTO metrics ({shape.split(', ')[0]}) VALUES (1), (2)")
+    assert restore.losses(conf, snapshot)["tables"] == {"metrics": {"new": 2, "changed": 0}}
+
+
 def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_replayed(conf: Config, saved: str) -> None:
     """The -wal of the former database beside the restored one would be replayed over it (trap 11)."""
     writer = subprocess.run(

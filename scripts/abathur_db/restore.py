@@ -188,7 +188,9 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, int]:
     name = database.quoted(table)
     columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?)", (table,)).fetchall()
     there = [row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))]
-    live = f"(SELECT * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)" if table in OWN_ROWS else f"main.{name}"
+    live = f"main.{name}"
+    if table in OWN_ROWS and {column for column, _ in columns} >= readings.COLUMNS:
+        live = f"(SELECT rowid AS rowid, * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)"
     if not there:
         return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
     key = [database.quoted(column) for column, position in columns if position and column in there] or ["rowid"]

@@ -57,9 +57,9 @@ def judge(
         present.append(each)
         if each.id in never:
             reasons[each.id] = "the newest one, the newest verified one, or the one that a rollback needs"
-    # By the same rules twice: which ones are good is the word of the database's owner, and may only spare.
+    # By the same rules twice: the database's owner says which backups are good, and that may only spare some.
     _keep(present, counts, minimum, reasons, "")
-    _keep([each for each in present if each.id in good], counts, minimum, reasons, ", of those that are good")
+    _keep([each for each in present if each.id in good], counts, minimum, reasons, ", counting good backups only")
     return [Verdict(each, each.id in reasons, reasons.get(each.id, "out of every period")) for each in found]
 
 
