@@ -304,6 +304,64 @@ def test_an_alert_that_cannot_be_remembered_goes_out_by_every_way(
     assert len(listener.requests) == 1
 
 
+def in_the_way(path: Path) -> None:
+    """Put a directory with something in it where a file would be written: nobody can replace it."""
+    (path / "something").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["last/backup.json", "success/backup.json", "alerts/backup.webhook.json", "alerts/.backup.webhook.json.partial"],
+)
+def test_an_alert_goes_out_whatever_of_its_records_cannot_be_read_or_written(
+    conf: Config, listener: Listener, credentials: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    in_the_way(conf.state_directory / where)
+    (credentials / "webhook").write_text(listener.address)
+    ended(monkeypatch, "signal", "def", status="KILL")
+    result = alerts.alert(conf, "backup", webhook=True)
+    assert [(check.id, check.ok) for check in result.checks] == [("webhook", True)]
+    assert listener.requests[0][2]["summary"] == "job backup failed: ended with signal KILL"
+
+
+def test_a_run_that_left_no_record_is_known_by_its_alert_until_a_later_one_leaves_its_own(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {**FAILED, "ok": True, "summary": "fine", "finished": "2026-11-24T02:00:00+00:00"}
+    runs.record(conf.state_directory, good)
+    assert runs.last(conf, "backup") == runs.known(conf, "last", "backup")
+    ended(monkeypatch, "signal", "def", status="KILL")
+    alerts.alert(conf, "backup")
+    last = runs.last(conf, "backup")
+    assert last is not None
+    assert (last["ok"], last["summary"], last["invocation"]) == (
+        False,
+        "job backup failed: ended with signal KILL",
+        "def",
+    )
+    runs.record(conf.state_directory, {**good, "finished": (datetime.now(UTC) + timedelta(seconds=1)).isoformat()})
+    assert runs.last(conf, "backup") == runs.known(conf, "last", "backup")
+
+
+def test_a_run_that_left_a_record_is_known_by_that(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.record(conf.state_directory, {**FAILED, "finished": "2026-11-24T02:00:00+00:00"})
+    ended(monkeypatch, "exit-code", "abc")
+    alerts.alert(conf, "backup")
+    assert runs.last(conf, "backup") == runs.known(conf, "last", "backup")
+
+
+def test_an_alert_that_was_tried_by_hand_notes_no_failure(conf: Config) -> None:
+    alerts.alert(conf, "backup")
+    assert runs.last(conf, "backup") is None
+
+
+def test_no_note_of_a_failure_hides_one(conf: Config) -> None:
+    """The application's user can write it; a record of the backup job he cannot."""
+    runs.record(conf.state_directory, {**FAILED, "finished": "2026-11-24T02:00:00+00:00"})
+    runs.note_failure(conf, {**FAILED, "ok": True, "finished": "2027-11-24T02:00:00+00:00", "invocation": "x"})
+    assert runs.last(conf, "backup") == runs.known(conf, "last", "backup")
+
+
 def test_a_command_that_fails_or_is_absent_is_told_and_the_other_ways_go_on(
     failed: Config, tmp_path: Path, listener: Listener, credentials: Path
 ) -> None:

@@ -163,7 +163,7 @@ def test_what_the_system_refuses_is_told_and_recorded_and_no_defect(
     monkeypatch.setattr(maintenance, "analyze", refused)
     code, _, errors = call(capsys, "analyze", "--config", file)
     assert code == 1
-    assert errors.startswith("analyze: /srv/file cannot be written or read: Operation not permitted;")
+    assert errors.startswith("analyze: /srv/file cannot be written or read: Operation not permitted\n")
     last = runs.recorded(conf.state_directory, "last", "analyze")
     assert last is not None
     assert last["summary"].startswith("/srv/file cannot be written or read: Operation not permitted")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from abathur_db import backup, database, gauges, host, metrics, proof, readings, resources, runs, schema, seed
+from abathur_db import alerts, backup, database, gauges, host, metrics, proof, readings, resources, runs, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from databases import ROOT, at_work, corrupt, rows, run, value
@@ -301,13 +301,60 @@ def test_a_corrupt_database_is_a_failure(conf: Config) -> None:
         metrics.collect(conf)
 
 
-def test_a_database_that_only_refuses_writes_is_a_failure(conf: Config) -> None:
+def test_a_database_that_only_refuses_writes_is_a_failure_and_the_textfile_is_written(
+    conf: Config, tmp_path: Path
+) -> None:
     run(
         conf.database,
         "CREATE TRIGGER no BEFORE INSERT ON metrics BEGIN SELECT RAISE(ABORT, 'not here'); END",
     )
-    with pytest.raises(Failure, match="not here"):
-        metrics.collect(conf)
+    conf = replace(conf, metrics_textfile=str(tmp_path / "a.prom"))
+    result = metrics.collect(conf)
+    assert not result.ok
+    assert "metrics failed at table: " in result.summary
+    assert "not here" in result.summary
+    assert "abathur_db_up 1\n" in (tmp_path / "a.prom").read_text()
+
+
+def test_old_rows_that_cannot_be_deleted_cost_no_value(conf: Config) -> None:
+    collected(conf, ago(days=100))
+    run(conf.database, "CREATE TRIGGER no BEFORE DELETE ON metrics BEGIN SELECT RAISE(ABORT, 'not here'); END")
+    result = metrics.collect(conf)
+    assert result.ok
+    assert [(check.id, check.warning) for check in result.checks] == [("prune", True)]
+    assert "not here" in result.summary
+    assert len(table(conf)) > 3
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [("last/backup.json", "job_backup"), ("success/drill.json", "backups"), ("success/metrics.json", "prune")],
+)
+def test_what_cannot_be_read_beside_the_database_costs_no_other_value(
+    conf: Config, timers: Path, tmp_path: Path, where: str, told: str
+) -> None:
+    (conf.state_directory / where).mkdir(parents=True)
+    result = metrics.collect(replace(conf, owner="root", metrics_textfile=str(tmp_path / "a.prom")))
+    assert result.ok
+    assert told in [check.id for check in result.checks if check.warning]
+    assert f"{where} is not a regular file" in result.summary
+    names = {name for _, name, *_ in table(conf)}
+    assert {*readings.SIZES, "query_seconds"} <= names
+    assert "abathur_db_job_last_success_timestamp_seconds" in (tmp_path / "a.prom").read_text()
+    assert timers.is_dir()
+
+
+def test_a_job_that_left_no_record_of_its_last_run_is_not_told_as_well(
+    conf: Config, timers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, out of time, or without a place to write to: only systemd knows, and has the alert run."""
+    runs.record(conf.state_directory, {**RUN, "command": "backup", "ok": True})
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "timeout")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "later")
+    alerts.alert(conf, "backup")
+    assert found(metrics.collect(replace(conf, owner="root")))['job_ok{job_name="backup"}'] == "0.0"
+    assert not [row for row in table(conf) if row[1] in readings.RUN]
+    assert timers.is_dir()
 
 
 def test_a_database_that_lost_a_table_is_a_failure(conf: Config) -> None:
@@ -424,7 +471,7 @@ def test_each_job_with_a_timer_has_its_runs_kept_but_those_that_run_as_often_as_
 def test_pruning_goes_in_small_transactions(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
     for number in range(5):
-        collected(conf, ago(days=100, seconds=number))
+        collected(conf, ago(days=100, minutes=number))
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -444,7 +491,7 @@ def test_a_run_deletes_a_bounded_number_of_rows_and_the_next_goes_on(
     monkeypatch.setattr(readings, "SLICE_COLLECTIONS", 2)
     monkeypatch.setattr(readings, "SLICES", 2)
     for number in range(6):
-        collected(conf, ago(days=100, seconds=number))
+        collected(conf, ago(days=100, minutes=number))
     with database.opened(conf.database, 100) as connection:
         assert [readings.prune(connection, 90) for _ in range(3)] == [12, 6, 0]
 
@@ -473,10 +520,11 @@ def test_the_work_of_pruning_grows_with_the_collections_and_not_with_the_rows(co
 
     with database.opened(conf.database, 100) as connection:
         for more in (0, 50_000):
-            connection.executemany(
-                "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, 'agent_tokens_used', 1)",
-                ((ago(seconds=number),) for number in range(more)),
-            )
+            with database.transaction(connection):
+                connection.executemany(
+                    "INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES (?, 'agent_tokens_used', 1)",
+                    ((ago(seconds=number),) for number in range(more)),
+                )
             steps.append(counted(connection))
     assert steps[1] <= steps[0] + 10
 

@@ -426,6 +426,17 @@ def test_the_owner_s_backups_are_copied_and_what_is_not_as_its_manifest_says_is_
     assert copied.stat().st_ino != (aside / copied.name).stat().st_ino
 
 
+def test_a_backup_that_would_not_count_where_it_is_taken_to_is_left(former: Config) -> None:
+    """Its manifest is shorter than ours of the same content would be, and only ours is too long to be read."""
+    first = catalog.backups(former)[-1].id
+    backups.edit(former, first, rows={f"t{number:05}": 1 for number in range(70_000)})
+    result = takeover.take_over(former)
+    assert result.data["taken"] == 1
+    assert any(each.startswith(f"{first}, the backup would not count: ") for each in result.data["left"])
+    assert first not in {each.id for each in catalog.entries(former)}
+    assert not list(former.backup_directory.glob(".*.partial"))
+
+
 def test_a_take_over_that_was_cut_is_ended_by_the_next_one(former: Config) -> None:
     moving = former.backup_directory.rename(former.backup_directory.with_name("abathur.db.backups.moving"))
     # What is there is the owner's once more, after a rollback: it goes aside as well, under a name of its own.
@@ -507,8 +518,8 @@ def test_a_backup_that_is_pruned_while_all_are_verified_is_no_fault(
 
     def pruned_meanwhile(config: Config, manifest: Manifest, target: Path) -> list[str]:
         if manifest.id == made[0]:
-            retention._delete(config, manifest)
-            retention._finish(config)
+            retention._mark(config, [manifest], {})
+            retention._finish(config, {})
         return prove(config, manifest, target)
 
     monkeypatch.setattr(proof, "prove", pruned_meanwhile)

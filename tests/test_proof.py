@@ -55,6 +55,25 @@ def test_verify_proves_all_and_one_bad_one_fails_it(conf: Config) -> None:
     assert {check.id: check.ok for check in result.checks} == {first: False, second: True}
 
 
+def test_a_check_that_cannot_be_noted_is_told_with_its_result_and_the_others_are_made(conf: Config) -> None:
+    first, second = (backup.backup(conf).data["id"] for _ in range(2))
+    flip(conf, second)
+    (conf.state_directory / catalog.CHECKS / "something").mkdir(parents=True)
+    result = proof.verify(conf, "all")
+    verdicts = {check.id: (check.ok, check.warning) for check in result.checks}
+    assert (verdicts[first], verdicts[second]) == ((True, False), (False, False))
+    assert (verdicts[f"note_{first}"], verdicts[f"note_{second}"]) == ((True, True), (True, True))
+    assert proof.verify(conf, first).ok
+
+
+def test_a_drill_that_cannot_be_noted_is_told_with_its_result(conf: Config) -> None:
+    identity = backup.backup(conf).data["id"]
+    (conf.state_directory / catalog.CHECKS / "something").mkdir(parents=True)
+    result = proof.drill(conf)
+    assert result.ok
+    assert {check.id: check.warning for check in result.checks}[f"note_{identity}"]
+
+
 def test_verify_without_any_backup_says_how_to_make_one(conf: Config) -> None:
     with pytest.raises(Failure, match="there is no backup in") as caught:
         proof.verify(conf, "all")

@@ -59,6 +59,24 @@ def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Co
     assert result.hint == ""
 
 
+def test_an_application_that_takes_the_restored_database_at_once_makes_no_failure_of_the_restore(
+    conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap = restore._swap
+    taken: list[sqlite3.Connection] = []
+
+    def swapped(path: Path, staged: Path) -> str | None:
+        kept = swap(path, staged)
+        taken.append(sqlite3.connect(path, isolation_level=None))
+        taken[0].execute("PRAGMA locking_mode = EXCLUSIVE")
+        taken[0].execute("DELETE FROM sessions")
+        return kept
+
+    monkeypatch.setattr(restore, "_swap", swapped)
+    assert restore.restore(conf, saved).ok
+    taken[0].close()
+
+
 def test_a_database_is_never_restored_from_the_backups_of_another_one_beside_it(cli: Cli, conf: Config) -> None:
     other = conf.database.with_name("other.db")
     assert [cli(command, path)[0] for command, path in (("backup", conf.database), ("init", other))] == [0, 0]
@@ -114,6 +132,16 @@ def test_what_the_application_measured_since_is_a_reason_to_refuse(conf: Config)
     assert restore.restore(conf, "latest", dry_run=True).data["lost"] == lost
     with pytest.raises(Failure, match="metrics 1 new and 1 changed"):
         restore.restore(conf, "latest", keep_rows=True)
+
+
+@pytest.mark.parametrize("shape", ["a", "timestamp, metric_name, labels"])
+def test_a_table_metrics_of_another_shape_is_the_applications(conf: Config, shape: str) -> None:
+    schema.init(conf)
+    run(conf.database, "DROP TABLE metrics", f"CREATE TABLE metrics ({shape})")
+    snapshot = conf.database.with_name("snapshot.db")
+    database.snapshot(conf.database, snapshot, 100)
+    run(conf.database, f"INSERT INTO metrics ({shape.split(', ')[0]}) VALUES (1), (2)")
+    assert restore.losses(conf, snapshot)["tables"] == {"metrics": {"new": 2, "changed": 0}}
 
 
 def test_committed_rows_that_are_only_in_the_log_are_kept_with_it_and_never_replayed(conf: Config, saved: str) -> None:

@@ -123,20 +123,21 @@ def test_the_floor_is_made_of_good_backups() -> None:
     assert {each.id for each in found[3:5]} <= staying(judged(found, (0, 0, 0, 2), bad=bad))
 
 
-moments = st.lists(
-    st.datetimes(datetime(2024, 1, 1), datetime(2027, 12, 31)).map(lambda each: each.replace(tzinfo=UTC))
-)
+# Often several of one day, and any of some years.
+moments = st.one_of(st.integers(-240, 48), st.integers(-25_000, 10_000)).map(lambda each: NOW + timedelta(hours=each))
 numbers = st.tuples(*[st.integers(0, 40)] * 4)
 
 
-@st.composite
-def histories(draw: st.DrawFn) -> tuple[list[Manifest], set[str]]:
-    """Draw backups, and which of them are known to be bad."""
-    found = manifests(draw(moments))
-    return found, draw(st.sets(st.sampled_from([each.id for each in found]))) if found else set()
+def history_of(made: list[tuple[datetime, bool]]) -> tuple[list[Manifest], set[str]]:
+    """Return backups, and the IDs of those that are known to be bad."""
+    found = manifests([moment for moment, _ in made])
+    return found, {each.id for each, (_, good) in zip(found, reversed(made), strict=True) if not good}
 
 
-@given(histories(), numbers, st.data())
+histories = st.lists(st.tuples(moments, st.booleans())).map(history_of)
+
+
+@given(histories, numbers, st.data())
 def test_whatever_the_history_retention_keeps_what_it_promises(
     history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int], data: st.DataObject
 ) -> None:
@@ -159,7 +160,7 @@ def test_whatever_the_history_retention_keeps_what_it_promises(
     assert all(each.keep for each in again)
 
 
-@given(histories(), numbers)
+@given(histories, numbers)
 def test_every_period_that_counts_keeps_its_last_backup_and_its_last_good_one_and_says_why(
     history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
 ) -> None:
@@ -186,7 +187,7 @@ def test_every_period_that_counts_keeps_its_last_backup_and_its_last_good_one_an
     assert {each.reason for each in verdicts if not each.keep} <= {"out of every period"}
 
 
-@given(histories(), numbers)
+@given(histories, numbers)
 def test_what_is_said_of_backups_being_bad_lets_none_go_that_would_stay_without_it(
     history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
 ) -> None:
@@ -194,7 +195,7 @@ def test_what_is_said_of_backups_being_bad_lets_none_go_that_would_stay_without_
     assert staying(judged(found, numbers)) <= staying(judged(found, numbers, bad=bad))
 
 
-@given(histories(), numbers)
+@given(histories, numbers)
 def test_keeping_more_never_lets_more_go_and_the_newest_goes_only_where_nothing_is_kept(
     history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int]
 ) -> None:
@@ -206,7 +207,7 @@ def test_keeping_more_never_lets_more_go_and_the_newest_goes_only_where_nothing_
     assert not present or not any(numbers) or present[0].id in staying(judged(found, numbers, bad=bad))
 
 
-@given(histories(), numbers, st.timedeltas(timedelta(0), timedelta(days=4000)))
+@given(histories, numbers, st.timedeltas(timedelta(0), timedelta(days=4000)))
 def test_a_clock_set_back_lets_nothing_go_that_was_kept_and_one_far_ahead_keeps_the_newest(
     history: tuple[list[Manifest], set[str]], numbers: tuple[int, int, int, int], off: timedelta
 ) -> None:
@@ -317,11 +318,57 @@ def test_what_the_bundle_did_not_write_is_never_touched(few: Config) -> None:
     assert all((few.backup_directory / name).read_text() == "mine" for name in foreign)
 
 
+def in_the_way(few: Config, name: str) -> None:
+    """Put a directory where pruning deletes or renames a file, as one that cannot be deleted."""
+    (few.backup_directory / name / "something").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(("name", "count"), [("abathur_{}.db", 2), ("abathur_{}.json.deleting", 3)])
+def test_one_file_that_cannot_be_deleted_stops_neither_pruning_nor_a_backup(few: Config, name: str, count: int) -> None:
+    """The reproduction made a file immutable; a directory in its way is as stubborn, and needs no privilege."""
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(5)]
+    in_the_way(few, name.format(made[0]))
+    for _ in range(2):
+        result = backup.backup(few)
+        assert result.ok
+        assert [(check.id, check.warning) for check in result.checks] == [("prune", True)]
+        assert f"abathur_{made[0]}" in result.summary
+        assert "cannot be deleted" in result.summary
+        assert names(few)[0] == result.data["id"]
+        assert len(names(few)) == count
+    result = backup.prune(few)
+    assert result.exit_code == 1
+    assert f"abathur_{made[0]}" in result.summary
+
+
+def test_what_a_rollback_needs_and_cannot_be_read_prunes_nothing_and_fails_no_backup(few: Config) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
+    (few.install_directory / "kept").mkdir(parents=True)
+    (few.install_directory / "kept" / release.RECORD).write_text("half of a rec")
+    result = backup.backup(few)
+    assert result.ok
+    assert f"kept/{release.RECORD} cannot be read" in result.summary
+    assert result.hint.startswith("move it away (mv ")
+    assert names(few) == [result.data["id"], *made[::-1]]
+
+
+def test_what_a_killed_backup_left_and_cannot_be_deleted_fails_no_other(few: Config) -> None:
+    few.backup_directory.mkdir()
+    in_the_way(few, "abathur_20261124_020000.db.gz")
+    partial = few.backup_directory / ".abathur_20261124_020000.json.partial"
+    partial.touch()
+    result = backup.backup(few)
+    assert result.ok
+    assert [(check.id, check.warning) for check in result.checks] == [("unfinished", True)]
+    assert "abathur_20261124_020000.db.gz is a directory" in result.summary
+    assert partial.exists()
+
+
 def test_a_removal_that_was_killed_half_way_is_finished_by_the_next(
     few: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(3)]
-    monkeypatch.setattr(retention, "_finish", lambda _: None)
+    monkeypatch.setattr(retention, "_finish", lambda *_: None)
     backup.prune(few)
     assert made[0] not in names(few)
     assert (few.backup_directory / f"abathur_{made[0]}.db.zst").exists()

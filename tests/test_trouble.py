@@ -168,15 +168,18 @@ def test_a_directory_that_is_gone_under_its_user_is_told(conf: Config, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("command", "line", "code", "said"),
     [
-        ("set -o pipefail; { sleep 0.5; $TOOL; } | true", 0, ""),
-        ("$TOOL > /dev/full", 1, "abathur-db: the answer could not be written: No space left on device\n"),
+        ("backups", "set -o pipefail; { sleep 0.5; $TOOL; } | true", 0, ""),
+        ("backups", "$TOOL > /dev/full", 1, "abathur-db: the answer could not be written: No space left on device\n"),
+        ("backup", "$TOOL > /dev/full", 0, "abathur-db: the answer could not be written: No space left on device\n"),
     ],
 )
-def test_an_answer_that_nobody_takes_is_no_defect(conf: Config, line: str, code: int, said: str) -> None:
+def test_an_answer_that_nobody_takes_is_no_defect_and_what_was_done_is_done(
+    conf: Config, command: str, line: str, code: int, said: str
+) -> None:
     schema.init(conf)
-    tool = f"{sys.executable} -m abathur_db backups --json {conf.database}"
+    tool = f"{sys.executable} -m abathur_db {command} --json {conf.database}"
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=ROOT / "scripts",

@@ -103,9 +103,13 @@ def readable(news: dict[str, Any]) -> str:
 def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool = False) -> Result:
     """Say in one sentence why a job's unit failed, and send it the ways that are named.
 
-    A way that fails is a failed check; the others are gone all the same.
+    A way that fails is a failed check; the others are gone all the same. The failure is noted, for status and metrics.
     """
     news = compose(config, job)
+    if news["result"] not in ("", "success"):
+        noted = {"command": job, "finished": news["time"], "invocation": os.environ.get("MONITOR_INVOCATION_ID", "")}
+        with suppress(OSError, Failure):
+            runs.note_failure(config, {**noted, "summary": news["summary"], "hint": news["hint"]})
     ways: dict[str, tuple[object, Callable[[], str]]] = {
         "command": (run, lambda: _run(run, news)),
         "mail": (mail, lambda: _mail(mail, news)),
@@ -119,14 +123,14 @@ def alert(config: Config, job: str, run: str = "", mail: str = "", webhook: bool
             checks.append(Check(way, True, "told", "the same was told less than an hour ago"))
             continue
         try:
-            said = send()
-            _remember(config, way, news)
-            checks.append(Check(way, True, "told", said or "told"))
+            checks.append(Check(way, True, "told", send() or "told"))
         except Failure as failure:
             checks.append(Check(way, False, "told", str(failure), failure.hint))
         except (OSError, ValueError) as error:
             # A command that is no line of a shell, a secret that is no text: the other ways go on.
             checks.append(Check(way, False, "told", f"{way}: {error}", f"set abathur_maintenance_alert_{way} anew"))
+        else:
+            _remember(config, way, news)
     return Result("alert", news["summary"], checks=checks, data=news, hint=news["hint"])
 
 

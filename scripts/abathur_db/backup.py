@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from abathur_db import (
 )
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, fitting
-from abathur_db.result import Check, Failure, Result
+from abathur_db.result import Check, Failure, Result, afterwards
 
 
 def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> Result:
     """Back the configured database up; only what passed its check gets its final name. Then prune.
 
+    What cannot be deleted, before or after, is a warning: the backup counts.
     `handed`: descriptor of a copy that the database's owner handed over; without one the database itself is copied.
     Raises Failure when the space is not there, the copy does not pass, or the disk fills; the
     directory is then as it was before.
@@ -49,9 +50,14 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
     plain = config.backup_directory / f".{catalog.PREFIX}new.db.partial"
     packed = config.backup_directory / catalog.PACKED
     partials = [*database.files(plain), packed]
+    checks: list[Check] = []
     try:
-        for leftover in [*partials, *_unfinished(config)]:
+        for leftover in partials:
             guarded.clear(leftover)
+        for unfinished in _unfinished(config):
+            with afterwards(checks, "unfinished", "what a killed backup left deleted"):
+                for leftover in unfinished:
+                    guarded.clear(leftover)
         # One after the other, though they could run side by side: the application needs a processor too.
         with host.half_of_the_processors():
             if handed is None:
@@ -87,14 +93,23 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
             # Whatever went wrong is told already; the next run clears what could not be cleared here.
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
-    pruned = _prune(config, [kept, *catalog.sound(found)])
+    summary = (
+        f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
+        f"{kept.check} check passed"
+    )
+    said = ""
+    with afterwards(checks, "prune", "older backups pruned"):
+        pruned = _prune(config, [kept, *catalog.sound(found)])
+        checks += [replace(each, ok=True, warning=True) for each in pruned.checks]
+        said = pruned.summary if pruned.changed or pruned.checks else ""
+    said = said or (checks[0].measured if checks else "")
     return Result(
         "backup",
-        f"{kept.file}: {host.readable(kept.plain_bytes)} as {host.readable(kept.bytes)} in {kept.seconds:.1f} s, "
-        f"{kept.check} check passed" + (f"; {pruned.summary}" if pruned.changed else ""),
+        f"{summary}; {said}" if said else summary,
         changed=True,
         checks=checks,
         data=asdict(kept),
+        hint=checks[0].hint if checks else "",
     )
 
 
@@ -145,16 +160,17 @@ def _identity(found: list[catalog.Entry], stamp: datetime) -> str:
     return identity
 
 
-def _unfinished(config: Config) -> list[Path]:
-    """Return what a run that was killed while it named its backup has left: the file, then its manifest's partial.
+def _unfinished(config: Config) -> list[list[Path]]:
+    """Return what runs that were killed while they named a backup have left: the file, then its manifest's partial.
 
     Only the partial says that the file is ours to delete; so it goes last.
     """
-    found: list[Path] = []
+    found: list[list[Path]] = []
     for partial in sorted(config.backup_directory.glob(f".{catalog.PREFIX}*.json.partial")):
         name = partial.name.removeprefix(".").removesuffix(".partial")
+        files = []
         if catalog.NAME.fullmatch(name) and not (config.backup_directory / name).exists():
             stem = name.removesuffix(".json")
-            found += [config.backup_directory / f"{stem}{suffix}" for suffix in catalog.SUFFIXES.values()]
-        found.append(partial)
+            files = [config.backup_directory / f"{stem}{suffix}" for suffix in catalog.SUFFIXES.values()]
+        found.append([*files, partial])
     return found

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -371,11 +371,14 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
     except OSError as error:
         # What is left in the buffer would be tried again at the end, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         # Whoever reads on no more, as head, has what it wanted.
         if not isinstance(error, BrokenPipeError):
-            print(f"abathur-db: the answer could not be written: {error.strerror}", file=sys.stderr)
-            return Exit.FAILED
+            with suppress(OSError):
+                print(f"abathur-db: the answer could not be written: {error.strerror}", file=sys.stderr)
+            # What was done is done, also where nobody reads it; an answer alone is the whole work.
+            if not result.changed:
+                return result.exit_code or Exit.FAILED
     return result.exit_code
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from abathur_db import (
@@ -50,28 +51,25 @@ def of_host(config: Config) -> list[Sample]:
     return [Sample("disk_free_bytes", usage.free), Sample("disk_size_bytes", usage.total)]
 
 
-def of_jobs(config: Config) -> list[Sample]:
-    """Return last result, duration, last success and due time of each job that has a timer.
-
-    A database of one's own has none.
-    """
+def of_job(config: Config, job: str, link: Path) -> list[Sample]:
+    """Return last result, duration, last success and due time of a job; `link`: what enables its timer."""
     samples = []
-    for job, link in host.enabled_timers().items() if config.owner else ():
-        labels = {"job": job}
-        last = runs.known(config, "last", job)
-        success = runs.known(config, "success", job)
-        if last:
-            samples.append(Sample("job_ok", float(last["ok"]), labels, last["finished"]))
-            if (seconds := last.get("seconds")) is not None:
-                samples.append(Sample("job_seconds", seconds, labels, last["finished"]))
-        succeeded = foreign.moment(success["finished"]).timestamp() if success else 0
-        samples.append(Sample("job_last_success_timestamp_seconds", succeeded, labels))
-        calendar = re.search(r"^OnCalendar=(.+)$", link.read_text(encoding="utf-8"), re.MULTILINE)
-        period = host.period_seconds(calendar[1]) if calendar else None
-        if period and job not in OFTEN:
-            # A job that never succeeded is due from the moment that its timer was enabled.
-            since = succeeded or os.lstat(link).st_mtime
-            samples.append(Sample("job_due_timestamp_seconds", round(since + 1.5 * period), labels))
+    labels = {"job": job}
+    last = runs.last(config, job)
+    success = runs.known(config, "success", job)
+    if last:
+        samples.append(Sample("job_ok", float(last["ok"]), labels, last["finished"]))
+        # A run that left no record, known of by its alert, has no length.
+        if (seconds := last.get("seconds")) is not None:
+            samples.append(Sample("job_seconds", seconds, labels, last["finished"]))
+    succeeded = foreign.moment(success["finished"]).timestamp() if success else 0
+    samples.append(Sample("job_last_success_timestamp_seconds", succeeded, labels))
+    calendar = re.search(r"^OnCalendar=(.+)$", link.read_text(encoding="utf-8"), re.MULTILINE)
+    period = host.period_seconds(calendar[1]) if calendar else None
+    if period and job not in OFTEN:
+        # A job that never succeeded is due from the moment that its timer was enabled.
+        since = succeeded or os.lstat(link).st_mtime
+        samples.append(Sample("job_due_timestamp_seconds", round(since + 1.5 * period), labels))
     return samples
 
 

@@ -57,7 +57,7 @@ def trouble(error: OSError) -> Failure | None:
         errno.ENAMETOOLONG: "use a shorter path",
     }
     hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
-    return Failure(f"{what}: {error.strerror}; what was there before is as it was", hint)
+    return Failure(f"{what}: {error.strerror}", hint)
 
 
 @contextmanager

@@ -105,4 +105,4 @@ _BY_TYPE: dict[str, Callable[[Any], bool]] = {
 }
 FITS = {each.name: _BY_TYPE[str(each.type)] for each in fields(Manifest)}
 FITS |= {"user_version": _is_header_number, "application_id": _is_header_number}
-"""Field of a manifest -> whether a value can be its."""
+"""Field of a manifest -> check of its value."""

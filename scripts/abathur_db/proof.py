@@ -12,7 +12,7 @@ from pathlib import Path
 from abathur_db import catalog, database, guarded, host, packing, resources, schema, soundness
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, fitting
-from abathur_db.result import Check, Failure, Result, counted, summarize
+from abathur_db.result import Check, Failure, Result, afterwards, counted, summarize
 
 CATCH_UP_SECONDS = 3600
 """After a start the timers make up for what was missed, each after its own delay (15 min) and with its own
@@ -99,7 +99,7 @@ def verify(config: Config, which: str) -> Result:
     wanted = catalog.entries(config) if which == "all" else [catalog.Entry.of(catalog.find(config, which))]
     if not wanted:
         raise Failure(f"there is no backup in {config.backup_directory}", f"make one: {config.job('backup')}")
-    checks = []
+    checks: list[Check] = []
     for each in wanted:
         fault, mended = each.fault, []
         if each.sound:
@@ -111,7 +111,8 @@ def verify(config: Config, which: str) -> Result:
                     # Pruned meanwhile, which is no fault of it.
                     continue
                 fault = str(failure)
-            catalog.remember_check(config, each.id, "verify", fault=fault)
+            with afterwards(checks, f"note_{each.id}", "the check of the backup noted"):
+                catalog.remember_check(config, each.id, "verify", fault=fault)
         hint = f"it will not be restored; keep a good one: {config.command('backup')}"
         said = fault or "; ".join(["proven", *mended])
         checks.append(
@@ -147,7 +148,9 @@ def drill(config: Config) -> Result:
     except Failure as failure:
         fault = str(failure)
     seconds = round(time.monotonic() - begun, 3)
-    catalog.remember_check(config, newest.id, "drill", fault=fault, seconds=seconds)
+    notes: list[Check] = []
+    with afterwards(notes, f"note_{newest.id}", "the check of the backup noted"):
+        catalog.remember_check(config, newest.id, "drill", fault=fault, seconds=seconds)
     restored = Check(
         "restore",
         not fault,
@@ -159,7 +162,7 @@ def drill(config: Config) -> Result:
         warning=bool(told) and not fault,
     )
     # Only now: a backup that has just failed is not the newest verified one any more.
-    checks = [restored, _age_check(config)]
+    checks = [restored, _age_check(config), *notes]
     summary, hint = summarize("drill", checks)
     if not hint:
         summary = f"{newest.id} restored, checked and queried in {seconds:.1f} s"

@@ -70,6 +70,9 @@ _ENDED = (
     f"metric_name = '{_OK}' AND {_STAMP} AND labels IN ({_listed(json.dumps({'job': each}) for each in JOBS)})"
     f" AND (timestamp, labels) IN (SELECT timestamp, labels FROM metrics WHERE metric_name = '{_SECONDS}')"
 )
+COLUMNS = {"timestamp", "metric_name", "labels"}
+"""What a table has to have for OURS to be asked of it."""
+
 OURS = (
     f"(timestamp IN (SELECT timestamp FROM metrics WHERE {COLLECTION}) AND {_VALUE}"
     f" OR metric_name IN ({_listed(iter(RUN))})"

@@ -78,6 +78,8 @@ def _behind(config: Config) -> str:
     except Failure as failure:
         # It is restored all the same: what its tables lack is for their application to mend.
         return f"{failure}: {failure.hint}"
+    except OSError as error:
+        return f"{error}; ask again what it needs: {config.command('status')}"
     return f"bring it to this release's schema: {config.command('init')}" if steps else ""
 
 
@@ -218,7 +220,9 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
 
 def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], there: set[str]) -> dict[str, Any]:
     name = database.quoted(table)
-    live = f"(SELECT * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)" if table in OWN_ROWS else f"main.{name}"
+    live = f"main.{name}"
+    if table in OWN_ROWS and {column for column, *_ in columns} >= readings.COLUMNS:
+        live = f"(SELECT rowid AS rowid, * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)"
     key = [database.quoted(column) for column, _, position, _ in columns if position and column in there]
     if not there or not (key or rules.has_rowid(connection, table)):
         return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}

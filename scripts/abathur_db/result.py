@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -99,6 +101,19 @@ class Result:
             "data": self.data,
             "hint": self.hint,
         }
+
+
+@contextmanager
+def afterwards(checks: list[Check], name: str, expected: str) -> Iterator[None]:
+    """Do what follows a finished piece of work: when it fails, add a warning to `checks`, and the work stands."""
+    try:
+        yield
+    except Failure as failure:
+        checks.append(Check(name, True, expected, str(failure), failure.hint, warning=True))
+    except OSError as error:
+        hint = f"look at it: ls -ld {error.filename}" if error.filename else "see why: dmesg | tail"
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        checks.append(Check(name, True, expected, said, hint, warning=True))
 
 
 def counted(number: int, noun: str) -> str:

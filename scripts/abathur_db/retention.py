@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from abathur_db import catalog, database, host
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest
-from abathur_db.result import Result
+from abathur_db.result import Check, Result
 
 DELETING = ".deleting"
 FUTURE = timedelta(hours=1)
@@ -55,9 +57,9 @@ def judge(
         present.append(each)
         if each.id in never:
             reasons[each.id] = "the newest one, the newest verified one, or the one that a rollback needs"
-    # By the same rules twice: which ones are good is the word of the database's owner, and may only spare.
+    # By the same rules twice: the database's owner says which backups are good, and that may only spare some.
     _keep(present, counts, minimum, reasons, "")
-    _keep([each for each in present if each.id in good], counts, minimum, reasons, ", of those that are good")
+    _keep([each for each in present if each.id in good], counts, minimum, reasons, ", counting good backups only")
     return [Verdict(each, each.id in reasons, reasons.get(each.id, "out of every period")) for each in found]
 
 
@@ -79,7 +81,8 @@ def _keep(among: list[Manifest], counts: dict[str, int], minimum: int, reasons: 
 def prune(config: Config, found: list[Manifest], *, never: Collection[str], dry_run: bool = False) -> Result:
     """Delete the backups that nothing keeps; only what has a manifest of ours is ever looked at.
 
-    `found`: those that count, the newest first. `never`: IDs that stay in any case.
+    `found`: those that count, the newest first. `never`: IDs that stay in any case. A file that cannot be deleted is a
+    failed check, and the others go all the same.
     """
     good = catalog.verified(config, found)
     kept = {*never, *(each.id for each in (*found[:1], *good[:1]))}
@@ -93,34 +96,62 @@ def prune(config: Config, found: list[Manifest], *, never: Collection[str], dry_
         now=datetime.now(UTC),
     )
     go = [each.manifest for each in verdicts if not each.keep]
+    faults: dict[Path, str] = {}
     if not dry_run:
-        for each in go:
-            _delete(config, each)
-        _finish(config)
+        go = _mark(config, go, faults)
+        _finish(config, faults)
     size = host.readable(sum(each.bytes for each in go))
     listed = [{"id": each.manifest.id, "keep": each.keep, "reason": each.reason} for each in verdicts]
     lines = [f"{'keep' if each.keep else 'go':5} {each.manifest.id:22} {each.reason}" for each in verdicts]
-    verb = "would remove" if dry_run else "removed"
+    summary = f"{'would remove' if dry_run else 'removed'} {len(go)} of {len(verdicts)} backups ({size})"
+    checks = _check(faults)
+    if checks:
+        summary += f"; {checks[0].measured}"
     return Result(
         "prune",
-        f"{verb} {len(go)} of {len(verdicts)} backups ({size})",
+        summary,
         changed=bool(go),
+        checks=checks,
         data={"backups": listed},
+        hint=checks[0].hint if checks else "",
         table=lines,
     )
 
 
-def _delete(config: Config, manifest: Manifest) -> None:
-    # First the backup stops counting, in one step; then its file goes, then the rest of its manifest.
-    path = config.backup_directory / f"{catalog.PREFIX}{manifest.id}.json"
-    path.rename(path.with_name(path.name + DELETING))
+def _check(faults: dict[Path, str]) -> list[Check]:
+    if not faults:
+        return []
+    path, why = next(iter(faults.items()))
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    said = f"{path.name} cannot be deleted: {why}{more}"
+    return [Check("prune", False, "every file that is to go deleted", said, f"see what keeps it: lsattr {path}")]
+
+
+def _mark(config: Config, go: list[Manifest], faults: dict[Path, str]) -> list[Manifest]:
+    """Let backups stop counting, each in one step; return those that did, and add the others to `faults`."""
+    marked = []
+    for each in go:
+        path = config.backup_directory / f"{catalog.PREFIX}{each.id}.json"
+        try:
+            path.rename(path.with_name(path.name + DELETING))
+            marked.append(each)
+        except OSError as error:
+            faults[path] = str(error.strerror)
     database.sync(config.backup_directory)
+    return marked
 
 
-def _finish(config: Config) -> None:
-    """Delete what was marked, now or by a run that was killed."""
+def _finish(config: Config, faults: dict[Path, str]) -> None:
+    """Delete what was marked, now or by a run that was killed: its file, then the rest of its manifest."""
     for marked in config.backup_directory.glob(f"{catalog.PREFIX}*.json{DELETING}"):
-        if catalog.NAME.fullmatch(marked.name.removesuffix(DELETING)):
-            for suffix in catalog.SUFFIXES.values():
-                marked.with_name(marked.name.removesuffix(f".json{DELETING}") + suffix).unlink(missing_ok=True)
-            marked.unlink()
+        name = marked.name.removesuffix(f".json{DELETING}")
+        # One that has its manifest still counts, whatever bears the name of a mark beside it.
+        if not catalog.NAME.fullmatch(f"{name}.json") or os.path.lexists(marked.with_name(f"{name}.json")):
+            continue
+        for each in (*(marked.with_name(name + suffix) for suffix in catalog.SUFFIXES.values()), marked):
+            try:
+                each.unlink(missing_ok=True)
+            except OSError as error:
+                # Its mark stays with it, and the next run tries again.
+                faults[each] = str(error.strerror)
+                break

@@ -140,8 +140,12 @@ RECORD: dict[str, Any] = {"ok": False, "summary": "", "hint": "", "finished": ""
 """What is read of a record by whoever reads one, and what stands for it where it is absent."""
 
 
+FAILED = "failed"
+"""The kind of record that the alert of a job leaves."""
+
+
 def recorded(state_directory: Path, kind: str, command: str) -> dict[str, Any] | None:
-    """Return the record of a command, None when there is none to be read; `kind`: last, success, unit."""
+    """Return the record of a command, None when there is none to be read; `kind`: last, success, unit, failed."""
     try:
         return _run(guarded.read_text(state_directory / kind / f"{command}.json"))
     except (FileNotFoundError, ValueError):
@@ -170,6 +174,24 @@ def measured(config: Config, command: str, name: str) -> float | None:
 def known(config: Config, kind: str, command: str) -> dict[str, Any] | None:
     """Return the record of a command as `recorded` does, from wherever its runs are recorded."""
     return recorded(config.records(command), kind, command)
+
+
+def last(config: Config, command: str) -> dict[str, Any] | None:
+    """Return the last run of a command: its record, or what was noted of a later one that could leave no record."""
+    found = known(config, "last", command)
+    noted = recorded(config.state_directory, FAILED, command)
+    if noted is None or noted["ok"]:
+        return found
+    if found and (found["invocation"] == noted["invocation"] or found["finished"] > noted["finished"]):
+        return found
+    return noted
+
+
+def note_failure(config: Config, run: dict[str, Any]) -> None:
+    """Note a failed run from outside of it: one that was killed, or had no room, leaves no record of its own."""
+    directory = config.state_directory / FAILED
+    guarded.directory(directory)
+    write_whole(directory / f"{run['command']}.json", _fitting({**RECORD, **run}))
 
 
 @contextmanager

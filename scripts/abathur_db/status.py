@@ -68,7 +68,7 @@ def _last_run_or_why(config: Config, job: str, unit: dict[str, str]) -> dict[str
 
 
 def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
-    last = runs.known(config, "last", job)
+    last = runs.last(config, job)
     if unit.get("ActiveState") != "failed" or (last and last["invocation"] == unit["InvocationID"]):
         return last
     # The other timestamps are texts in the host's time zone.

@@ -87,7 +87,7 @@ def _repair(path: Path) -> str:
 
 
 def _backup_job(config: Config) -> list[Check]:
-    last = runs.known(config, "last", "backup")
+    last = runs.last(config, "backup")
     through_unit = runs.known(config, "unit", "backup")
     return [
         Check(
