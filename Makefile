@@ -117,7 +117,7 @@ faults-tenth: LOAD = 10
 faults-tenth: venv packages-faults
 	$(FAULTS) -m "not machine" faults
 
-FAULTS_disks := faults/test_full_disk.py
+FAULTS_disks := faults/test_full_disk.py faults/test_flushes.py
 FAULTS_kills := faults/test_kills.py
 FAULTS_deploys := faults/test_kills_of_deploys.py
 FAULTS_load := faults/test_load.py

@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, database, host, maintenance, packing, progress, proof, restore, runs, schema
+from abathur_db import (
+    backup,
+    catalog,
+    database,
+    guarded,
+    host,
+    maintenance,
+    packing,
+    progress,
+    proof,
+    restore,
+    runs,
+    schema,
+)
 from abathur_db.config import Config
 from abathur_db.manifest import OTHER_TABLES
 from abathur_db.result import Failure
@@ -150,14 +163,14 @@ def test_a_backup_that_would_not_count_is_a_failure_and_leaves_nothing(conf: Con
 def test_a_name_that_does_not_reach_the_disk_is_taken_back(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     backup.backup(conf)
     before = picture(conf.backup_directory)
-    sync = database.sync
+    sync = guarded.sync
 
     def broken(path: Path) -> None:
         if path == conf.backup_directory and len(list(path.glob("abathur_*.json"))) == 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         sync(path)
 
-    monkeypatch.setattr(database, "sync", broken)
+    monkeypatch.setattr(guarded, "sync", broken)
     with pytest.raises(Failure, match="nothing was kept of it, older backups are untouched"):
         backup.backup(conf)
     assert picture(conf.backup_directory) == before

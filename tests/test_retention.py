@@ -348,7 +348,7 @@ def test_what_a_rollback_needs_and_cannot_be_read_prunes_nothing_and_fails_no_ba
     result = backup.backup(few)
     assert result.ok
     assert f"kept/{release.RECORD} cannot be read" in result.summary
-    assert result.hint.startswith("move it away (mv ")
+    assert result.hint.startswith("move it away, then deploy again: mv ")
     assert names(few) == [result.data["id"], *made[::-1]]
 
 

@@ -50,12 +50,12 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
     plain = config.backup_directory / f".{catalog.PREFIX}new.db.partial"
     packed = config.backup_directory / catalog.PACKED
     partials = [*database.files(plain), packed]
-    checks: list[Check] = []
+    besides: list[Check] = []
     try:
         for leftover in partials:
             guarded.clear(leftover)
         for unfinished in _unfinished(config):
-            with afterwards(checks, "unfinished", "what a killed backup left deleted"):
+            with afterwards(besides, "unfinished", "what a killed backup left deleted"):
                 for leftover in unfinished:
                     guarded.clear(leftover)
         # One after the other, though they could run side by side: the application needs a processor too.
@@ -98,18 +98,18 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
         f"{kept.check} check passed"
     )
     said = ""
-    with afterwards(checks, "prune", "older backups pruned"):
+    with afterwards(besides, "prune", "older backups pruned"):
         pruned = _prune(config, [kept, *catalog.sound(found)])
-        checks += [replace(each, ok=True, warning=True) for each in pruned.checks]
+        besides += [replace(each, ok=True, warning=True) for each in pruned.checks]
         said = pruned.summary if pruned.changed or pruned.checks else ""
-    said = said or (checks[0].measured if checks else "")
+    said = said or (besides[0].measured if besides else "")
     return Result(
         "backup",
         f"{summary}; {said}" if said else summary,
         changed=True,
-        checks=checks,
+        checks=[*checks, *besides],
         data=asdict(kept),
-        hint=checks[0].hint if checks else "",
+        hint=besides[0].hint if besides else "",
     )
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, foreign, guarded, host, runs
+from abathur_db import foreign, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, parse
 from abathur_db.result import Check, Failure, Result, counted
@@ -100,10 +100,10 @@ def publish(config: Config, packed: Path, manifest: Manifest) -> None:
     placed = [partial]
     try:
         partial.write_text(manifest.text(), encoding="utf-8")
-        database.sync(partial)
+        guarded.sync(partial)
         os.replace(packed, file)
         placed.insert(0, file)
-        database.sync(config.backup_directory)
+        guarded.sync(config.backup_directory)
         if fault := _entry(config, manifest.id, partial).fault:
             raise Failure(
                 f"the backup would not count: {fault}; nothing was kept of it, older backups are untouched",
@@ -111,7 +111,7 @@ def publish(config: Config, packed: Path, manifest: Manifest) -> None:
             )
         os.replace(partial, final)
         placed.insert(0, final)
-        database.sync(config.backup_directory)
+        guarded.sync(config.backup_directory)
     except BaseException:
         # The manifest goes first and its partial last, for the same reasons.
         for each in placed:

@@ -323,15 +323,6 @@ def checkpoint(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def sync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def tables(connection: sqlite3.Connection) -> list[str]:
     """Return the tables of a database in their order; virtual ones are left out, their module may be absent."""
     rows = connection.execute(

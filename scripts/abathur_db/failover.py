@@ -91,7 +91,7 @@ def fence(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
     if not host.fenced():
         runs.write_whole(host.FENCE, f"{runs.now()}\n", durable=True, mode=0o644)
     for each in _drop_ins(config):
-        each.parent.mkdir(mode=0o755, exist_ok=True)
+        guarded.made(each.parent)
         runs.write_whole(each, ASSERTION, durable=True, mode=0o644)
         each.parent.chmod(0o755)
     host.control("daemon-reload")
@@ -271,7 +271,7 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     taken = {"lineage": point.lineage, "url": found.url} if point else standby.known(config, found)
     replica.remember(config, taken)
     os.rename(copy.path, config.database)
-    database.sync(config.database.parent)
+    guarded.sync(config.database.parent)
     shutil.rmtree(standby.place(config))
     fetched = {"lineage": point.lineage, "recovery_point": point.moment.isoformat(), "fault": ""} if point else {}
     return {**fetched, "seconds_to_check": round(time.monotonic() - begun, 3)}

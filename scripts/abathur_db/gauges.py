@@ -58,8 +58,9 @@ def of_job(config: Config, job: str, link: Path) -> list[Sample]:
     last = runs.last(config, job)
     success = runs.known(config, "success", job)
     if last:
-        samples.append(Sample("job_ok", float(last["ok"]), labels, last["finished"]))
-        # A run that left no record, known of by its alert, has no length.
+        # One that left no record, and is known of by its alert alone, has no length and is no row of metrics.
+        since = last["finished"] if "seconds" in last else ""
+        samples.append(Sample("job_ok", float(last["ok"]), labels, since))
         if (seconds := last.get("seconds")) is not None:
             samples.append(Sample("job_seconds", seconds, labels, last["finished"]))
     succeeded = foreign.moment(success["finished"]).timestamp() if success else 0

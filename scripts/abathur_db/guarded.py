@@ -104,13 +104,33 @@ def directory(path: Path) -> None:
     For its owner alone, and its group where the umask lets it. Raises Failure.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        made(path, 0o750)
     except FileExistsError:
         raise _planted(path, "is not a directory") from None
     except OSError as error:
         raise Failure(f"{path} cannot be made: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
     if path.is_symlink():
         raise _planted(path, link(path))
+
+
+def made(path: Path, mode: int = 0o777) -> None:
+    """Make a directory, and those above it, unless they are there; on the disk when this returns.
+
+    `mode`: of the directory itself, less the umask. Raises OSError.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    for each in missing:
+        sync(each.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to the disk: what a file holds, which names a directory has. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _planted(path: Path, what: str) -> Failure:

@@ -20,6 +20,7 @@ from abathur_db import (
     catalog,
     database,
     foreign,
+    guarded,
     host,
     replica,
     restore,
@@ -122,9 +123,9 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
     (partial / RECORD).chmod(0o644)
     # On the disk before it counts: a rollback must not return to files that a power cut has emptied.
     for each in [*partial.rglob("*"), partial]:
-        database.sync(each)
+        guarded.sync(each)
     partial.rename(_pending(config))
-    database.sync(config.install_directory)
+    guarded.sync(config.install_directory)
     # Not a change of the host that an operator would look for.
     return Result("keep", f"kept release {running}", data=kept)
 
@@ -166,21 +167,33 @@ def confirm(config: Config, dry_run: bool = False) -> Result:
     if pending is None or dry_run:
         return Result("confirm", "no release was kept by this deploy", data=data)
     if pending["release"] == current(config) and _same(_pending(config)):
-        shutil.rmtree(_pending(config))
+        _delete(_pending(config))
         return Result("confirm", "the deploy changed neither release nor units", data=data)
+    _flush(config)
     _promote(config)
     return Result("confirm", f"a rollback returns to release {pending['release']}", data=data)
+
+
+def _flush(config: Config) -> None:
+    """Flush what runs now, before what ran before is given up: neither Ansible nor systemctl does."""
+    running = [each for each in (config.install_directory / "current").rglob("*") if each.is_file()]
+    files = [*_files(ETC), *running]
+    wants = (ETC / UNITS).glob("*.target.wants")
+    for each in [*files, *{file.parent for file in files}, *wants, config.install_directory]:
+        guarded.sync(each)
 
 
 def _promote(config: Config) -> None:
     """Let what is pending be what a rollback returns to; killed in between, it is pending still, and counts first."""
     _delete(_kept(config))
     _pending(config).rename(_kept(config))
+    guarded.sync(config.install_directory)
 
 
 def _delete(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
+        guarded.sync(folder.parent)
 
 
 def forget(config: Config) -> None:
@@ -262,7 +275,7 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
 def _close(config: Config, failed_deploy: bool) -> None:
     """Forget what a failed deploy kept, so that the older one counts again; keep what a rollback was asked for."""
     if failed_deploy:
-        shutil.rmtree(_pending(config))
+        _delete(_pending(config))
     else:
         _promote(config)
 
@@ -341,7 +354,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
         partial = ETC / name.with_name(f".{name.name}.partial")
         partial.parent.mkdir(mode=0o700, exist_ok=True)
         _copy(folder / "etc" / name, partial)
-        database.sync(partial)
+        guarded.sync(partial)
         partial.rename(ETC / name)
     link = config.install_directory / ".current.partial"
     link.unlink(missing_ok=True)
@@ -352,6 +365,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     services = former.get("services", replica.SERVICES)
     if enabled := former["timers"] + [name for name in services if Path(UNITS) / name in wanted]:
         host.control("enable", "--now", *enabled)
+    _flush(config)
     return [f"returned to release {former['release']}"]
 
 

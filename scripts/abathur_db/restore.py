@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, host, packing, proof, readings, replica, rules, schema
+from abathur_db import catalog, database, guarded, host, packing, proof, readings, replica, rules, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted
 
@@ -43,7 +43,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
     when the backup is not good or somebody has the database open.
     """
     staged = config.database.with_name(f".{config.database.name}.restore")
-    config.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    guarded.made(config.database.parent, 0o700)
     with database.throwaway(staged):
         name, made, mended = _stage(config, source, staged)
         lost = losses(config, staged)
@@ -175,7 +175,7 @@ def to_wal(staged: Path) -> None:
         database.enable_wal(connection, staged)
         # Closing does it as well, but says nothing when the disk is full, and half of a log would look like damage.
         database.checkpoint(connection)
-    database.sync(staged)
+    guarded.sync(staged)
 
 
 def losses(config: Config, other: Path) -> dict[str, Any]:
@@ -297,9 +297,9 @@ def _swap(path: Path, staged: Path) -> str | None:
     try:
         for each in present:
             each.unlink()
-        database.sync(path.parent)
+        guarded.sync(path.parent)
         os.rename(staged, path)
-        database.sync(path.parent)
+        guarded.sync(path.parent)
         with database.opened(path, 0, read_only=True) as connection:
             database.pragma(connection, "user_version")
     except BaseException:
@@ -315,7 +315,8 @@ def _linked_aside(path: Path) -> tuple[list[Path], Path | None]:
     try:
         for each in present:
             os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
-        database.sync(path.parent)
+        for folder in (aside, path.parent) if aside else ():
+            guarded.sync(folder)
     except BaseException:
         _discard(aside)
         raise
@@ -330,7 +331,7 @@ def put_aside(path: Path) -> Path | None:
     present, aside = _linked_aside(path)
     for each in present:
         each.unlink()
-    database.sync(path.parent)
+    guarded.sync(path.parent)
     return aside
 
 
@@ -338,11 +339,12 @@ def _put_back(path: Path, aside: Path | None) -> None:
     """Undo a swap: all that was there is aside."""
     for each in (path, *database.sidecars(path)):
         each.unlink(missing_ok=True)
+    guarded.sync(path.parent)
     # The -wal before its database: nobody may open the one without the other.
     for each in (*database.sidecars(path), path):
         if aside and (aside / each.name).exists():
             os.link(aside / each.name, each)
-    database.sync(path.parent)
+    guarded.sync(path.parent)
     _discard(aside)
 
 

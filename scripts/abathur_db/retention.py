@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from abathur_db import catalog, database, host
+from abathur_db import catalog, guarded, host
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest
 from abathur_db.result import Check, Result
@@ -137,7 +137,7 @@ def _mark(config: Config, go: list[Manifest], faults: dict[Path, str]) -> list[M
             marked.append(each)
         except OSError as error:
             faults[path] = str(error.strerror)
-    database.sync(config.backup_directory)
+    guarded.sync(config.backup_directory)
     return marked
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import database, foreign, guarded, progress
+from abathur_db import foreign, guarded, progress
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 
@@ -50,10 +50,10 @@ def write_whole(
     if mode is not None:
         partial.chmod(mode)
     if durable:
-        database.sync(partial)
+        guarded.sync(partial)
     os.replace(partial, path)
     if durable:
-        database.sync(path.parent)
+        guarded.sync(path.parent)
 
 
 def record(state_directory: Path, run: dict[str, Any]) -> None:

@@ -211,7 +211,7 @@ def _partial(path: Path) -> Path:
 def _create(path: Path) -> None:
     """Build the database beside its final name; it appears whole or not at all."""
     partial = _partial(path)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    guarded.made(path.parent, 0o700)
     try:
         with database.throwaway(partial):
             build(partial)
@@ -219,7 +219,7 @@ def _create(path: Path) -> None:
             os.link(partial, path)
     except FileExistsError:
         raise Failure(f"{path} appeared while it was being built; it was left alone", "run this again") from None
-    database.sync(path.parent)
+    guarded.sync(path.parent)
 
 
 def build(path: Path) -> None:
@@ -227,7 +227,7 @@ def build(path: Path) -> None:
     with database.created(path) as connection:
         for migration in resources.migrations():
             _apply(connection, migration)
-    database.sync(path)
+    guarded.sync(path)
 
 
 def _bring_up(config: Config) -> list[Check]:

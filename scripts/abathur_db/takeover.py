@@ -46,6 +46,7 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         taken, left = taken + answer["taken"], left + answer["left"]
         kept.append(_free(directory, FORMER))
         each.rename(kept[-1])
+        guarded.sync(each.parent)
     summary = f"{directory} belongs to {config.backup_owner}"
     summary += f"; took {counted(taken, 'backup')} over from {', '.join(map(str, kept))}, which stays" if kept else ""
     summary += f"; not taken: {'; '.join(left)}" if left else ""
