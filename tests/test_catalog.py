@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, metrics, proof, report, restore, runs, schema, status
+from abathur_db import backup, catalog, guarded, metrics, proof, report, restore, runs, schema, status
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from backups import copies, manifest
@@ -204,3 +204,11 @@ def test_a_command_opens_each_manifest_twice_at_most_however_many_there_are(
 def test_a_file_written_durably_is_whole(tmp_path: Path) -> None:
     runs.write_whole(tmp_path / "file", "text", durable=True)
     assert [each.name for each in tmp_path.glob("*file*")] == ["file"]
+
+
+def test_notes_of_checks_that_do_not_fit_are_those_of_good_backups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "LIMIT", 100)
+    known = {f"2026112{day}_020000": {"ok": day != 4} for day in range(9)}
+    kept = json.loads(catalog._fitting(known))
+    assert 0 < len(kept) < len(known)
+    assert kept["20261124_020000"] == {"ok": False}

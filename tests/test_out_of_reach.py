@@ -409,6 +409,17 @@ def former(root: Config) -> Config:
     return root
 
 
+def test_a_backup_that_became_something_else_meanwhile_is_not_copied(former: Config) -> None:
+    found = next(each for each in catalog.backups(former) if each.sequence < 10)
+    source = former.backup_directory.rename(former.backup_directory.with_name("source"))
+    former.backup_directory.mkdir()
+    (source / found.file).rename(source / "elsewhere")
+    assert takeover._copy(former, source, found) == f"its file {found.file} is gone"
+    (source / found.file).symlink_to("elsewhere")
+    assert "is a symbolic link" in takeover._copy(former, source, found)
+    assert list(former.backup_directory.iterdir()) == []
+
+
 def test_the_owner_s_backups_are_copied_and_what_is_not_as_its_manifest_says_is_left(former: Config) -> None:
     before = picture(former.backup_directory)
     assert takeover.take_over(former, dry_run=True).changed

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from abathur_db import backup, catalog, cli, database, host, packing, proof, sch
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from backups import edit, flip
-from databases import rows
+from databases import rows, run
 
 
 @pytest.fixture(autouse=True)
@@ -214,3 +215,21 @@ def test_a_backup_that_is_pruned_after_it_was_found_is_told_in_a_sentence(
     answer = capsys.readouterr()
     assert (said in answer.err, "Traceback" in answer.err) == (True, False), answer.err
     assert conf.database.read_bytes() == before
+
+
+def test_a_query_without_an_answer_is_told_and_one_that_was_cut_off_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "plain", "CREATE TABLE sessions (id)")
+    assert "sessions_by_status has no answer: no such column: status" in proof._unanswered(tmp_path / "plain")
+    opened = database.opened
+
+    @contextmanager
+    def cut_off(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with opened(*arguments, **options) as connection:
+            connection.set_progress_handler(lambda: 1, 1)
+            yield connection
+
+    monkeypatch.setattr(database, "opened", cut_off)
+    with pytest.raises(Failure, match="interrupted"):
+        proof._unanswered(tmp_path / "plain")

@@ -549,6 +549,10 @@ def test_the_collector_and_the_page_show_how_far_the_replica_is_behind(conf: Con
     limit = {"replication_maximum_lag_seconds": 30}
     never = {"replication_arrived_timestamp_seconds": 0, "replication_lineage": 0, "replication_unsent_bytes": 0}
     assert samples() == {**limit, **never}
+    found = replica.required(conf)
+    replica.remember(conf, {"lineage": 3, "url": found.url})
+    proven(conf, url=found.url, arrived="yesterday")
+    assert replication.arrived(conf, found) is None
     assert "Replica not known lineage 0000" in words(page.render(report.gather(conf)))
     proven(conf)
     known = {"replication_arrived_timestamp_seconds": 1795485600, "replication_lineage": 3}

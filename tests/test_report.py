@@ -17,7 +17,20 @@ from typing import Any
 
 import demonstration
 import pytest
-from abathur_db import backup, chart, database, fleet_page, markup, page, report, runs, schema, schema_diff, series
+from abathur_db import (
+    backup,
+    chart,
+    database,
+    fleet_page,
+    markup,
+    page,
+    page_tables,
+    report,
+    runs,
+    schema,
+    schema_diff,
+    series,
+)
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
@@ -534,3 +547,14 @@ def test_the_jobs_of_a_database_of_ones_own_are_those_that_ran(conf: Config) -> 
     assert list(data["jobs"]) == ["backup"]
     assert "What failed" not in words(page.render(data))
     assert report.gather(replace(conf, owner=os.environ.get("USER") or "root"))["jobs"].keys() <= {"backup"}
+
+
+def test_a_part_that_is_not_as_the_tool_writes_it_is_a_sentence(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: Config) -> None:
+        raise KeyError("url")
+
+    schema.init(conf)
+    monkeypatch.setattr(report, "_backups", wrong)
+    data = report.gather(conf)
+    assert data["faults"] == {"backups": "what was kept of it is not as this tool writes it (KeyError)"}
+    assert "The database could not be read" in page_tables.drift({"drift": None})

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -653,3 +654,15 @@ def test_what_cannot_be_compared_counts_as_lost(conf: Config) -> None:
     assert said.data["lost"] == {"tags": {"new": None, "changed": None}}
     with pytest.raises(Failure, match="what is lost of table tags cannot be said; nothing was changed"):
         restore.restore(conf, "latest", keep_rows=True)
+
+
+def test_a_comparison_that_was_cut_off_is_an_error_and_not_what_the_application_brings(tmp_path: Path) -> None:
+    for name in ("main", "other"):
+        run(tmp_path / name, "CREATE TABLE t (x)", f"INSERT INTO t VALUES {', '.join(['(1)'] * 5000)}")
+    with closing(sqlite3.connect(tmp_path / "main")) as connection:
+        connection.execute("ATTACH ? AS other", (str(tmp_path / "other"),))
+        connection.set_progress_handler(lambda: 1, 5000)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            restore._missing_rows(connection, "t")
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            database.stood_in(connection, lambda: connection.execute("SELECT count(*) FROM t a, t b").fetchall())

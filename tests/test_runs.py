@@ -143,7 +143,9 @@ def test_half_a_line_that_a_power_cut_left_costs_no_other_run(tmp_path: Path) ->
     assert [run["summary"] for run in runs.history(tmp_path, "backup")] == ["run 1", "run 2"]
 
 
-@pytest.mark.parametrize("line", ["[]", "3", '{"ok": true}', '{"finished": "yesterday"}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "line", ["[]", "3", '{"ok": true}', '{"ok": true, "seconds": "long"}', '{"finished": "yesterday"}', "\x00\xff"]
+)
 def test_a_line_that_is_no_run_is_passed_over(tmp_path: Path, line: str) -> None:
     runs.remember(tmp_path, a_run(1))
     with (tmp_path / "history/backup.jsonl").open("a") as stream:
@@ -186,3 +188,12 @@ def test_a_history_that_is_a_symlink_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="is a symbolic link to"):
         runs.remember(tmp_path, a_run(1))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_that_cannot_be_asked_for_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    # A descriptor of this kind can be neither read nor locked.
+    descriptor = os.open(tmp_path / "lock", os.O_PATH)
+    with pytest.raises(OSError, match=f"Bad file descriptor: '{tmp_path}/lock'"):
+        runs._take(descriptor, "backup")
+    os.close(descriptor)

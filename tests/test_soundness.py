@@ -254,3 +254,12 @@ def test_damage_is_damage(kind: str, conf: Config) -> None:
     conf.database.write_bytes(data)
     with closing(sqlite3.connect(f"file:{conf.database}?immutable=1", uri=True)) as connection:
         assert soundness.findings(connection, full=True).damage
+
+
+def test_what_a_later_sqlite_cannot_validate_is_no_damage(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite 3.44 and later ask each virtual table (ext/fts5/fts5_main.c, fts5IntegrityMethod)."""
+    schema.init(conf)
+    line = "unable to validate the inverted index for FTS5 table main.notes: SQL logic error"
+    monkeypatch.setattr(soundness, "_lines", lambda *_: ([line], []))
+    with database.opened(conf.database, 0, read_only=True) as connection:
+        assert soundness.findings(connection) == soundness.Findings([], [], [], ["table notes"])

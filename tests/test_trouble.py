@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from abathur_db import backup, cli, host, schema
+from abathur_db import backup, cli, database, host, schema
 from abathur_db.config import Config
-from abathur_db.result import Exit
+from abathur_db.result import Exit, Failure
 from databases import ROOT, toml
 
 from faults import places
@@ -201,3 +203,15 @@ def test_sqlite_on_a_disk_without_room_for_its_index_says_why(
     with places.small(tmp_path / "data", 4), places.filled(tmp_path / "data", 4096):
         assert cli.main(["seed", *arguments]) == Exit.FAILED
     assert "B free" in json.loads(capsys.readouterr().out)["summary"]
+
+
+def test_a_lock_that_a_file_system_cannot_give_is_told_of_a_busy_database(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema.init(conf)
+    monkeypatch.setattr(host, "unlockable", lambda _: "No locks available")
+    with closing(sqlite3.connect(conf.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said = "cannot be locked: No locks available; nothing was changed"
+        with pytest.raises(Failure, match=said), database.opened(conf.database, 0) as connection:
+            connection.execute("BEGIN IMMEDIATE")

@@ -74,12 +74,11 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
 def _behind(config: Config) -> str:
     """Return the next step of a restored database that this release would change, empty for none."""
     try:
-        steps = schema.plan(config).steps
+        with host.translated():
+            steps = schema.plan(config).steps
     except Failure as failure:
         # It is restored all the same: what its tables lack is for their application to mend.
         return f"{failure}: {failure.hint}"
-    except OSError as error:
-        return f"{error}; ask again what it needs: {config.command('status')}"
     return f"bring it to this release's schema: {config.command('init')}" if steps else ""
 
 
