@@ -129,7 +129,9 @@ def test_every_run_is_remembered_with_its_numbers_and_a_short_summary(tmp_path: 
 def test_the_history_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
     for number in range(2 * runs.HISTORY + 5):
         runs.remember(tmp_path, a_run(number))
-        assert len(runs.history(tmp_path, "backup")) < 2 * runs.HISTORY
+        # Before, there cannot be too many.
+        if number >= 2 * runs.HISTORY - 3:
+            assert len(runs.history(tmp_path, "backup")) < 2 * runs.HISTORY
     found = runs.history(tmp_path, "backup")
     assert len(found) == runs.HISTORY + 5
     assert found[-1]["summary"] == f"run {2 * runs.HISTORY + 4}"
