@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from abathur_db import backup, catalog, guarded, metrics, proof, report, restore, runs, schema, status
+from abathur_db import manifest as manifests
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result
 from backups import copies, manifest
@@ -212,3 +213,59 @@ def test_notes_of_checks_that_do_not_fit_are_those_of_good_backups(monkeypatch: 
     kept = json.loads(catalog._fitting(known))
     assert 0 < len(kept) < len(known)
     assert kept["20261124_020000"] == {"ok": False}
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "id": (1, None, [], True),
+    "sequence": (True, 1.0, "1", -1, 2**63, None),
+    "bytes": (True, 1.0, "1", -1, 2**63, None),
+    "rows": ([], {"t": True}, {"t": 1.0}, {"t": -1}, {"t": 2**63}, {"t": "1"}, None),
+    "user_version": (True, 1.0, "1", -(2**31) - 1, 2**31, None),
+    "application_id": (True, 1.0, "1", -(2**31) - 1, 2**31, None),
+    "seconds": (True, "1", -1, -0.5, 2**63, None),
+}
+RIGHT: dict[str, tuple[Any, ...]] = {
+    "sequence": (0, 2**63 - 1),
+    "rows": ({}, {"t": 0}, {"t": 2**63 - 1}),
+    "user_version": (-(2**31), 2**31 - 1),
+    "seconds": (0, 0.5, 10),
+}
+
+
+def test_each_value_of_a_manifest_is_of_its_kind_and_within_its_limits(conf: Config) -> None:
+    schema.init(conf)
+    made = json.loads(backup_of(conf).text())
+    for name, values in WRONG.items():
+        for value in values:
+            with pytest.raises((ValueError, TypeError)):
+                manifests.parse(json.dumps({**made, name: value}))
+    for name, values in RIGHT.items():
+        for value in values:
+            assert getattr(manifests.parse(json.dumps({**made, name: value})), name) == value
+    for name in made:
+        with pytest.raises((ValueError, TypeError)):
+            manifests.parse(json.dumps({each: value for each, value in made.items() if each != name}))
+
+
+def backup_of(conf: Config) -> manifests.Manifest:
+    """Return the manifest of a new backup."""
+    return catalog.find(conf, backup.backup(conf).data["id"])
+
+
+@pytest.mark.parametrize(
+    ("note", "known"),
+    [
+        ({"ok": True, "verify": {"ok": True, "time": "t"}}, True),
+        ({"ok": False, "drill": {"ok": False, "time": "t", "summary": "s", "seconds": None}}, True),
+        ({"ok": True, "verify": {"ok": True}}, False),
+        ({"ok": True, "drill": {"time": "t"}}, False),
+        ({"ok": True, "drill": [], "verify": {"ok": True, "time": "t"}}, False),
+        ({"ok": 1}, False),
+        ({}, False),
+        ([], False),
+    ],
+)
+def test_a_note_of_checks_is_one_with_a_result_and_the_moment_of_each(conf: Config, note: Any, known: bool) -> None:
+    conf.state_directory.mkdir(parents=True, exist_ok=True)
+    (conf.state_directory / catalog.CHECKS).write_text(json.dumps({"some": note}))
+    assert list(catalog.checks(conf)) == (["some"] if known else [])

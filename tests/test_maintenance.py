@@ -6,7 +6,10 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from abathur_db import database, handover, host, maintenance, schema, validation
@@ -160,6 +163,34 @@ def test_a_conversion_waits_for_nobody_and_names_who_has_the_database_open(adopt
     ):
         maintenance.vacuum(adopted, convert=True)
     assert value(adopted.database, "PRAGMA auto_vacuum") == 0
+
+
+def test_nobody_gets_in_while_a_conversion_rewrites_the_database(
+    adopted: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, met = database.opened, []
+
+    @contextmanager
+    def watched(*arguments: Any, **options: Any) -> Iterator[sqlite3.Connection]:
+        with opened(*arguments, **options) as connection:
+            connection.set_trace_callback(
+                lambda sql: met.append(locked_out(adopted.database)) if sql == "VACUUM" else None
+            )
+            yield connection
+
+    monkeypatch.setattr(database, "opened", watched)
+    maintenance.vacuum(adopted, convert=True)
+    assert met == ["database is locked"]
+
+
+def locked_out(path: Path) -> str:
+    """Return what a reader is told that waits for nobody."""
+    with closing(sqlite3.connect(path, timeout=0)) as connection:
+        try:
+            connection.execute("SELECT count(*) FROM tasks")
+        except sqlite3.OperationalError as error:
+            return str(error)
+    return ""
 
 
 def test_a_conversion_does_not_start_on_a_low_disk(adopted: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -666,3 +666,20 @@ def test_a_comparison_that_was_cut_off_is_an_error_and_not_what_the_application_
             restore._missing_rows(connection, "t")
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
             database.stood_in(connection, lambda: connection.execute("SELECT count(*) FROM t a, t b").fetchall())
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_a_link_that_was_planted_beside_the_database_is_kept_aside_itself_and_not_what_it_leads_to(
+    conf: Config, tmp_path: Path, suffix: str
+) -> None:
+    schema.init(conf)
+    backup.backup(conf)
+    target = tmp_path / "elsewhere"
+    target.write_text("somebody's")
+    planted = conf.database.with_name(conf.database.name + suffix)
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(target)
+    aside = Path(restore.restore(conf, "latest").data["kept"])
+    assert (aside / planted.name).is_symlink()
+    assert (target.read_text(), target.stat().st_nlink) == ("somebody's", 1)
+    assert not planted.is_symlink()
