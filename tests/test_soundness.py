@@ -161,6 +161,10 @@ CHECKS = {
     ),
     "in names": ('CREATE TABLE t ("check (" INT, [check] INT check\n( [check] > 1), "a""b" TEXT)', ["[check] > 1"]),
     "two of one column": ("CREATE TABLE t (a CHECK (a) CHECK (typeof(a) = 'integer'))", ["a", "typeof(a) = 'integer'"]),
+    "with comments and spaces that count": (
+        "CREATE TABLE t (a CHECK (a > 0 -- more than (nothing)\n  AND a <> 'x  -- y' /* or\nso) */\n))",
+        ["a > 0 AND a <> 'x  -- y'"],
+    ),
     "none": ("CREATE TABLE checks (checked INT)", []),
 }
 

@@ -53,23 +53,23 @@ def broken(connection: sqlite3.Connection) -> tuple[list[Broken], list[str]]:
 
 
 def constraints(sql: str) -> list[str]:
-    """Return the expressions of the CHECKs in a CREATE TABLE statement."""
+    """Return the expressions of the CHECKs in a CREATE TABLE statement, without comments."""
     found = []
-    begun: int | None = None
+    inside: list[str] | None = None
     depth, after_check = 0, False
-    for match in TOKEN.finditer(sql):
-        part = match[0]
+    for part in TOKEN.findall(sql):
         if part.isspace() or part.startswith(("--", "/*")):
+            if inside and inside[-1] != " ":
+                inside.append(" ")
             continue
-        if part == "(":
-            if after_check and begun is None:
-                begun, level = match.end(), depth
-            depth += 1
-        elif part == ")":
-            depth -= 1
-            if begun is not None and depth == level:
-                found.append(" ".join(sql[begun : match.start()].split()))
-                begun = None
+        depth += {"(": 1, ")": -1}.get(part, 0)
+        if inside is None and part == "(" and after_check:
+            inside, level = [], depth
+        elif inside is not None and part == ")" and depth < level:
+            found.append("".join(inside).strip())
+            inside = None
+        elif inside is not None:
+            inside.append(part)
         after_check = part.upper() == "CHECK"
     return found
 
