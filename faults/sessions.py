@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Sessions of mixed reads and writes on a database, as its applications do it: a connection per operation, defaults.
 
-`sessions.py DATABASE COUNT PAUSE`. Prints the process ids of the sessions in one line, then, at SIGTERM, a line
-with the number of operations of each; what went wrong goes to standard error. Three of ten operations write.
+`sessions.py DATABASE COUNT PAUSE`. Prints the process ids of the sessions in one line, then, at SIGTERM, a line of each
+with the number of its operations and the seconds of its longest one; what went wrong goes to standard error. Three of
+ten operations write.
 """
 
 import json
@@ -59,11 +60,11 @@ def write(connection: sqlite3.Connection, mine: str) -> None:
 
 
 def work(path: str, pause: float) -> None:
-    """Do one operation after the other until told to end; print how many."""
+    """Do one operation after the other until told to end; print how many, and how long the longest took."""
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: ending.append(1))
     random.seed()
-    mine, done = str(uuid.uuid4()), 0
+    mine, done, longest = str(uuid.uuid4()), 0, 0.0
     while not ending:
         begun = time.monotonic()
         try:
@@ -80,10 +81,11 @@ def work(path: str, pause: float) -> None:
             finally:
                 connection.close()
             done += 1
+            longest = max(longest, time.monotonic() - begun)
         except sqlite3.Error as error:
             os.write(2, f"{time.time():.3f} after {time.monotonic() - begun:.3f} s: {error}\n".encode())
         time.sleep(pause * random.uniform(0.5, 1.5))
-    os.write(1, f"{done}\n".encode())
+    os.write(1, f"{done} {longest:.3f}\n".encode())
     os._exit(0)
 
 
