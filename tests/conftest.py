@@ -1,16 +1,17 @@
-"""Shared by the unit tests: a configuration for a database of one's own, and the tool as a program."""
+"""Shared by the unit tests: a configuration for a database of one's own, and the tool's command line."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from abathur_db import config, resources
+from abathur_db.cli import main
 from abathur_db.config import Config
 from databases import ROOT
 from hypothesis import settings
@@ -49,18 +50,24 @@ def conf(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def cli() -> Cli:
-    """Run the tool as its users do, from scripts/; return exit code, output, errors."""
+def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the tool's command line, in this process, for one of its own costs as much as most tests.
+
+    Returns exit code, output, errors.
+    """
 
     def run(*arguments: str | Path, **variables: str) -> Answer:
-        done = subprocess.run(
-            [sys.executable, "-m", "abathur_db", *map(str, arguments)],
-            cwd=ROOT / "scripts",
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
+        with monkeypatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
+            patch.chdir(ROOT / "scripts")
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            umask = os.umask(0o022)
+            try:
+                code = int(main([*map(str, arguments)]))
+            except SystemExit as refused:
+                code = int(refused.code or 0)
+            finally:
+                os.umask(umask)
+        return code, out.getvalue(), errors.getvalue()
 
     return run
