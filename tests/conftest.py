@@ -36,9 +36,14 @@ def _umask() -> Iterator[None]:
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Config:
-    """Return the development profile for tmp_path/abathur.db, with short waits, little space asked for, any speed."""
+    """Return a configuration for tmp_path/abathur.db."""
+    return configuration(tmp_path / "abathur.db")
+
+
+def configuration(database: Path) -> Config:
+    """Return the development profile for a database, with short waits, little space asked for, any speed."""
     return replace(
-        config.development(resources.development_profile(), tmp_path / "abathur.db"),
+        config.development(resources.development_profile(), database),
         busy_timeout_ms=100,
         lock_wait_seconds=0,
         minimum_free_mb=1,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from abathur_db.config import Config
+from conftest import configuration
 from databases import host_directory, toml
 
 OWNER = "nobody"
@@ -63,28 +64,43 @@ class Host:
         return account.pw_uid, account.pw_gid
 
 
-@pytest.fixture
-def host(conf: Config) -> Iterator[Host]:
-    """Return a host with a database and a backup."""
+PARTS = ("data", "backups", "state")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
+    """Make a host with a database and a backup, and a copy of its directories; three runs of a program."""
     with host_directory("planted") as home:
         owned = replace(
-            conf,
+            configuration(home / "data/abathur.db"),
             owner=OWNER,
-            database=home / "data/abathur.db",
             backup_directory=home / "backups",
             state_directory=home / "state",
             install_directory=home / "opt",
             backup_keep_minimum=9,
         )
-        made = Host(home, owned, home / "precious")
-        made.precious.write_text(SECRET)
-        made.precious.chmod(0o600)
-        for each in ("data", "backups", "state"):
+        host = Host(home, owned, home / "precious")
+        for each in PARTS:
             (home / each).mkdir(mode=0o700)
-            os.chown(home / each, *made.ids)
+            os.chown(home / each, *host.ids)
         for command in ("init", "seed", "backup"):
-            assert made.run(command)[0] == 0
-        yield made
+            assert host.run(command)[0] == 0
+        copy = tmp_path_factory.mktemp("copy")
+        subprocess.run(["cp", "-a", *(home / each for each in PARTS), copy], check=True)
+        yield host, copy
+
+
+@pytest.fixture
+def host(made: tuple[Host, Path]) -> Host:
+    """Return the host as it was made."""
+    host, copy = made
+    for each in PARTS:
+        shutil.rmtree(host.home / each)
+    subprocess.run(["cp", "-a", *copy.iterdir(), host.home], check=True)
+    host.precious.unlink(missing_ok=True)
+    host.precious.write_text(SECRET)
+    host.precious.chmod(0o600)
+    return host
 
 
 LINK, FIFO, DIRECTORY = "a symlink to root's file", "a FIFO", "a directory"
