@@ -28,6 +28,8 @@ TIMINGS = $(VENV)/python scripts/timings.py
 FAULTS = $(SUDO) env "PATH=$(PATH)" KILLS=$(KILLS) CUTS=$(CUTS) POINTS=$(POINTS) LOAD=$(LOAD) pytest
 FULL ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+# Where a machine sets it, each of thousands of processes would compile its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/.cache:$(PATH)
 
 PARTS_quick := lint unit-quick

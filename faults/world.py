@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +52,12 @@ def next_release(target: Path) -> Path:
     return target
 
 
+@cache
+def _compile(checkout: Path) -> None:
+    """Compile the tool once: else each run would, for none may write beside the files that a test watches."""
+    compileall.compile_dir(checkout / "scripts/abathur_db", quiet=2)
+
+
 class World:
     """A directory with database, backups and records; `checkout` is the release that runs on it."""
 
@@ -74,6 +82,7 @@ class World:
 
     def start(self, command: list[str]) -> subprocess.Popen[str]:
         """Start a program with the world's configuration, in a process group of its own."""
+        _compile(self.checkout)
         environment = {**os.environ, "ABATHUR_DB_CONFIG": databases.toml(self.conf), "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.Popen(
             command,
