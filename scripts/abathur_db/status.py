@@ -68,9 +68,10 @@ def _last_run_or_why(config: Config, job: str, unit: dict[str, str]) -> dict[str
 
 
 def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] | None:
-    last = runs.last(config, job)
+    last = runs.known(config, "last", job)
     if unit.get("ActiveState") != "failed" or (last and last["invocation"] == unit["InvocationID"]):
-        return last
+        # What systemd has forgotten since, by a start of the host, was noted by the alert.
+        return runs.last(config, job)
     # The other timestamps are texts in the host's time zone.
     ago = timedelta(seconds=time.monotonic() - int(unit["InactiveEnterTimestampMonotonic"]) / 1e6)
     ended = (datetime.now(UTC) - ago).replace(microsecond=0)
