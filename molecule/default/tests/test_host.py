@@ -114,7 +114,8 @@ def test_status_says_that_all_is_well(tool: Any) -> None:
     status = tool("status")
     assert status["ok"], status["summary"]
     assert set(status["data"]["jobs"]) == set(JOBS)
-    assert all(job["next_run"] for job in status["data"]["jobs"].values())
+    # The next run of a job that runs at this moment is known once it has ended.
+    assert all(job["next_run"] or job["running"] for job in status["data"]["jobs"].values())
 
 
 def test_the_report_is_kept_on_the_host_and_on_the_controller(host: Any, tool: Any) -> None:
