@@ -93,9 +93,12 @@ def main() -> int:
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
 
+    # Whoever ends this before it can end its children would leave them at work: it waits until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for _ in range(given.count):
         child = os.fork()
         if child == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             try:
                 work(given.database, given.pause, given.ledger, held=given.held)
             except BaseException as error:  # noqa: BLE001 - a writer that is silent afterwards would look like a quiet one
@@ -104,6 +107,7 @@ def main() -> int:
         children.append(child)
     # Not before, or the children would have it too.
     signal.signal(signal.SIGTERM, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children]
     return int(any(code > 0 for code in codes))
 
