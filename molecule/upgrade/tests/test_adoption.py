@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from conftest import acknowledged, alert_of, now, start
+import pytest
+from conftest import DATABASE, acknowledged, alert_of, now, start
 
 TABLES = (
     "sessions",
@@ -89,7 +90,7 @@ def test_old_violations_warn_and_a_new_one_alerts_until_it_is_accepted(host: Any
 def test_the_applications_next_release_runs_over_it_and_the_next_deploy_completes_it(
     host: Any, query: Any, tool: Any, playbook: Any
 ) -> None:
-    before = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    before = counted(query)
     host.check_output("systemctl stop abathur.service")
     host.check_output("runuser -u abathur -- python3 /opt/applications.py A2 /var/lib/abathur/abathur.db")
     host.check_output("systemctl start abathur.service")
@@ -101,19 +102,58 @@ def test_the_applications_next_release_runs_over_it_and_the_next_deploy_complete
     deployed = playbook("deploy.yml")
     assert deployed.returncode == 0, deployed.stdout
     assert query("SELECT count(*) FROM sqlite_master WHERE name = 'idx_checkpoints_session'") == [[1]]
-    after = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    after = counted(query)
     assert all(after[table] >= count for table, count in before.items()), (before, after)
 
 
 def test_what_is_backed_up_is_verified_drilled_and_restored(host: Any, query: Any, tool: Any) -> None:
+    is_protected(host, query, tool)
+
+
+@pytest.mark.parametrize("generation", ["D", "A2"])
+def test_a_database_of_another_generation_is_adopted_and_its_application_starts_over_it(
+    host: Any, query: Any, tool: Any, playbook: Any, generation: str
+) -> None:
+    starts = f"runuser -u abathur -- python3 /opt/applications.py {generation} {DATABASE}"
+    host.check_output("systemctl stop abathur.service")
+    host.check_output("find /var/lib/abathur -maxdepth 1 -name 'abathur.db*' -type f -delete")
+    host.check_output(starts)
+    made = counted(query)
+    since = now(host)
+    deployed = playbook("deploy.yml")
+    assert deployed.returncode == 0, deployed.stdout
+    host.check_output("systemctl stop abathur.service")
+    host.check_output(starts)
+    again = playbook("deploy.yml")
+    assert again.returncode == 0, again.stdout
+    kept = counted(query)
+    # The deploy adds what it seeds, and nothing goes.
+    assert all(kept[table] >= count for table, count in made.items()), (made, kept)
+    assert query("SELECT metadata FROM sessions WHERE id = 's5'") == [[None]]
+    host.check_output("systemctl start abathur.service")
+    answers = {command: tool(command) for command in ("status", "doctor", "validate")}
+    assert {command: answer["exit_code"] for command, answer in answers.items()} == dict.fromkeys(answers, 0), answers
+    assert start(host, "integrity-check").rc == 0
+    is_protected(host, query, tool)
+    assert not host.check_output(f"journalctl --no-pager -o cat -p err -u 'abathur-db-alert@*' --since @{since}")
+
+
+def counted(query: Any) -> dict[str, int]:
+    """Return how many rows each table of the application has."""
+    known = {row[0] for row in query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES if table in known}
+
+
+def is_protected(host: Any, query: Any, tool: Any) -> None:
+    """Assert that what the jobs back up passes its drill and comes back whole after the database is lost."""
     for job in ("backup", "drill"):
         assert start(host, job).rc == 0, host.check_output("journalctl -n 20 -u 'abathur-db@*' --no-pager")
     assert tool("verify", "latest")["exit_code"] == 0
     host.check_output("systemctl stop abathur.service")
-    before = {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES}
+    before = counted(query)
     assert start(host, "backup").rc == 0
     host.check_output("find /var/lib/abathur -maxdepth 1 -name 'abathur.db*' -type f -delete")
     restored = tool("restore", "latest")
     assert restored["exit_code"] == 0, restored["summary"]
-    assert {table: query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES} == before
+    assert counted(query) == before
     host.check_output("systemctl start abathur.service")
