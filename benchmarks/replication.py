@@ -116,6 +116,7 @@ class Hosts:
         """Put the database that is replicated into the place of the one that the deploy made."""
         path = self.root(PRIMARY) / DATABASE
         former = path.stat()
+        # Absent where Litestream has not run yet.
         shutil.rmtree(path.with_name(f".{path.name}-litestream"), ignore_errors=True)
         for each in path.parent.glob(f"{path.name}-*"):
             each.unlink()

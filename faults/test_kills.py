@@ -100,6 +100,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     def prepared(name: str) -> tuple[World, moments.Course]:
         if name not in made:
             scene, folder = SCENES[name], tmp_path_factory.mktemp(name)
+            # A dictionary has one type for its values, and World's settings have several.
             world = World(folder / "origin", **(FEW if name == "prune" else {}))  # type: ignore[arg-type]
             scene.prepare(world)
             world.checkout = later if scene.upgrades else ROOT

@@ -125,7 +125,8 @@ def test_a_host_deploys_itself_from_the_repository_by_its_timer(repository: Repo
     assert re.search(rf"{name()} +deployed +release ", journal("abathur-pull"))
 
 
-def test_a_pull_repairs_what_differs_and_says_when_nothing_does(repository: Repository) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("repository")
+def test_a_pull_repairs_what_differs_and_says_when_nothing_does() -> None:
     puller().check_output("systemctl disable --now abathur-db@vacuum.timer")
     assert pulled()
     assert puller().service("abathur-db@vacuum.timer").is_enabled
@@ -169,7 +170,8 @@ def test_with_signatures_only_a_signed_commit_is_deployed(repository: Repository
     assert (pulled(), limit()) == (True, "96")
 
 
-def test_a_host_that_the_bundle_was_removed_from_pulls_no_more(repository: Repository, playbook: Any) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("repository")
+def test_a_host_that_the_bundle_was_removed_from_pulls_no_more(playbook: Any) -> None:
     host = puller()
     host.check_output("systemctl start --no-block abathur-pull")
     done = playbook("playbooks/remove.yml", "--limit", name())
