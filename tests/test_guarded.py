@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from abathur_db import guarded
-from abathur_db.result import Failure
+from abathur_db.result import Exit, Failure
 
 
 def hard_link(path: Path) -> None:
@@ -106,3 +107,58 @@ def test_a_leftover_that_cannot_be_deleted_is_the_systems_own_error(
     monkeypatch.setattr(Path, "unlink", denied)
     with pytest.raises(PermissionError):
         guarded.clear(tmp_path / "file")
+
+
+def test_a_user_without_a_name_is_shown_by_number() -> None:
+    assert guarded.user_name(0) == "root (uid 0)"
+    assert guarded.user_name(123456) == "uid 123456"
+
+
+def linked(home: Path) -> None:
+    (home / "moved").mkdir()
+    shutil.chown(home / "moved", "nobody")
+    (home / "file").rename(home / "moved/file")
+    (home / "file").symlink_to("moved/file")
+
+
+def strangers_link(home: Path) -> None:
+    linked(home)
+    os.chown(home / "file", 65534, 0, follow_symlinks=False)
+
+
+STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "its file is another user's": (lambda home: shutil.chown(home / "file", "nobody"), "file belongs to nobody"),
+    "its file can be written by its group": (lambda home: (home / "file").chmod(0o660), "file can be written by its"),
+    "its file can be written by everybody": (lambda home: (home / "file").chmod(0o602), "file can be written by every"),
+    "its directory is another user's": (lambda home: shutil.chown(home, "nobody"), "belongs to nobody"),
+    "its directory can be written by a group": (lambda home: home.chmod(0o770), "can be written by its group"),
+    "the directory that a link of root's leads to is another user's": (linked, "moved belongs to nobody"),
+    "it is a link of another user's": (strangers_link, "file is a symbolic link to moved/file"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_root_acts_on_nothing_that_another_user_could_have_written(tmp_path: Path, case: str) -> None:
+    (tmp_path / "file").write_text("")
+    guarded.roots_alone(tmp_path / "file", tmp_path / "none")
+    change, message = STRANGERS[case]
+    change(tmp_path)
+    with pytest.raises(Failure, match=f"{message}.*, and root acts on what {tmp_path}/file says") as caught:
+        guarded.roots_alone(tmp_path / "file")
+    assert caught.value.code is Exit.USAGE
+
+
+def test_a_link_of_roots_to_a_file_of_roots_is_roots(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    linked(tmp_path)
+    shutil.chown(tmp_path / "moved", "root")
+    guarded.roots_alone(tmp_path / "file")
+
+
+def test_a_directory_gets_the_mode_that_it_has_to_have_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        guarded.directory(tmp_path / "shared", 0o770)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o770

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from abathur_db import database, host
+from abathur_db import host
 from abathur_db.result import Exit, Failure
 from databases import ROOT, at_work
 
@@ -83,11 +83,6 @@ def test_an_owner_who_does_not_exist_is_named() -> None:
     with pytest.raises(Failure, match="user no-such-user does not exist") as caught:
         host.become("no-such-user")
     assert caught.value.code is Exit.USAGE
-
-
-def test_a_user_without_a_name_is_shown_by_number() -> None:
-    assert database.user_name(0) == "root (uid 0)"
-    assert database.user_name(123456) == "uid 123456"
 
 
 ODD_NAMES = (

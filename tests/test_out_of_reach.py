@@ -34,7 +34,6 @@ class Host:
         for path, user, mode in (
             (conf.database.parent, OWNER, 0o700),
             (conf.state_directory, OWNER, 0o710),
-            (conf.handover_directory, OWNER, 0o770),
             (conf.backup_directory, KEEPER, 0o750),
         ):
             path.mkdir()
@@ -144,6 +143,19 @@ def test_the_owner_can_neither_change_nor_delete_nor_forge_anything_of_the_backu
     }
     assert host.intruder(ATTACKS.format(home=str(host.conf.backup_directory))) == "[]\n"
     assert picture(host.conf.backup_directory) == before
+
+
+def test_what_is_told_of_a_backup_is_told_and_remembered_out_of_the_owners_reach(host: Host) -> None:
+    for job, keeps, other in (("prune", KEEPER, OWNER), ("vacuum", OWNER, KEEPER)):
+        for user in ("root", keeps):
+            code, said = host.tool(f"alert {job} --run true", user)
+            assert code == 0, said
+        assert "the same was told less than an hour ago" in said
+        memory = host.conf.records(job) / f"alerts/{job}.command.json"
+        assert memory.stat().st_uid == pwd.getpwnam(keeps).pw_uid
+        code, said = host.tool(f"alert {job} --run true", other)
+        assert (code, f"this is the work of {keeps}" in said) == (2, True)
+    assert host.intruder(ATTACKS.format(home=str(host.conf.records("backup")))) == "[]\n"
 
 
 def test_the_attacks_succeed_where_they_may(host: Host) -> None:

@@ -186,7 +186,7 @@ def test_a_directory_that_everybody_can_write_is_refused(conf: Config) -> None:
 
 def test_a_directory_behind_a_symlink_is_refused(conf: Config, tmp_path: Path) -> None:
     conf.backup_directory.symlink_to(tmp_path)
-    assert failed(check(conf))["backup_path"] == f"{conf.backup_directory} is a symlink to {tmp_path}"
+    assert failed(check(conf))["backup_path"] == f"{conf.backup_directory} is a symbolic link to {tmp_path}"
 
 
 def test_a_database_of_root_is_not_the_owners(conf: Config) -> None:
@@ -283,3 +283,21 @@ def test_a_directory_of_roots_that_is_in_use_is_not_given_away(conf: Config, mon
     assert failed(check(replace(conf, owner="nobody"))) == {
         "backup_path": f"{conf.backup_directory} belongs to root and is not empty"
     }
+
+
+def test_what_root_makes_where_the_owner_could_swap_it_is_refused(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory of the textfile, of a release, of a unit: any that a deploy makes something in."""
+    monkeypatch.setattr(host, "become", lambda _: None)
+    owners = conf.database.parent
+    owners.mkdir()
+    shutil.chown(owners, "nobody")
+    for place, said in ((owners / "metrics", f"{owners} belongs to nobody (uid 65534)"), (conf.install_directory, "")):
+        found = preflight.preflight(replace(conf, owner="nobody"), "", "", places=json.dumps({"places": [str(place)]}))
+        assert failed(found).get("places", "") == said
+
+
+def test_where_root_makes_something_is_a_json_object(conf: Config) -> None:
+    with pytest.raises(Failure, match="--places is not a JSON object"):
+        preflight.preflight(conf, "", "", places="[]")

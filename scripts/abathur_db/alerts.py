@@ -144,7 +144,7 @@ def ping(config: Config, job: str) -> Result:  # noqa: ARG001 - the signature of
 
 
 def _memory(config: Config, way: str, job: str) -> Path:
-    return config.state_directory / "alerts" / f"{job}.{way}.json"
+    return config.records(job) / "alerts" / f"{job}.{way}.json"
 
 
 def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from abathur_db.result import Exit, Failure, Result, printable
 CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
 """Environment variable with the text of a configuration, for a host that has no file yet."""
 
-OWNER, BACKUPS, CALLER = "the owner", "the backups' owner", "the caller"
+OWNER, BACKUPS, OF_JOB, CALLER = "the owner", "the backups' owner", "the user of its job", "the caller"
 """As whom a command runs."""
 
 
@@ -30,15 +30,15 @@ OWNER, BACKUPS, CALLER = "the owner", "the backups' owner", "the caller"
 class Command:
     """One row of the command table.
 
-    `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a
-    time with the other commands that lock. `dry_run`: takes --dry-run. `runs_as`: the database's owner,
-    the user that owns the backups, or whoever calls. `prepare`: module:name, called before root goes on as
-    that user; what it returns is passed on as `handed`. `shared`: the owner of the database and that of the
-    backups, who are in one group, may read what it writes. `recorded`: its result is kept for status.
-    `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own. `takes_database`:
-    False for what concerns the host and not a file.
-    `configured`: False for what works without a database or a host. `positional`: an argument in the
-    place of the database, which is then named with --database. `arguments`: further ones, passed on by name.
+    `function` is module:name, imported when called, so that the tool starts fast. `lock`: one at a time with
+    the other commands that lock. `dry_run`: takes --dry-run. `runs_as`: the database's owner, the user that
+    owns the backups, the one of the two whose job it is about, or whoever calls. `prepare`: module:name, called
+    before root goes on as that user; what it returns is passed on as `handed`. `shared`: the owner of the
+    database and that of the backups, who are in one group, may read what it writes. `recorded`: its result is
+    kept for status. `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own.
+    `takes_database`: False for what concerns the host and not a file. `configured`: False for what works
+    without a database or a host. `positional`: an argument in the place of the database, which is then named
+    with --database. `arguments`: further ones, passed on by name.
     """
 
     function: str
@@ -294,12 +294,15 @@ COMMANDS = {
             ("--schedule", {"default": "", "metavar": "JSON", "help": "calendars and times of the jobs, to check"}),
             ("--machine", {"default": "", "help": "the processor that Litestream is built for"}),
             ("--replica", {"default": "", "metavar": "DIRECTORY", "help": "where the replica is to be kept"}),
+            ("--places", {"default": "", "metavar": "JSON", "help": "directories in which root makes something"}),
             ("--standby", {"action": "store_true", "help": "the host is to follow a primary"}),
         ),
     ),
     "alert": Command(
         "alerts:alert",
         "say why a job failed, and tell whoever has to know; systemd calls it",
+        runs_as=OF_JOB,
+        shared=True,
         takes_database=False,
         arguments=(
             ("job", {"help": "the job that failed"}),
@@ -318,6 +321,8 @@ COMMANDS = {
     "ping": Command(
         "alerts:ping",
         "tell a dead man's switch that a job succeeded; systemd calls it",
+        runs_as=OF_JOB,
+        shared=True,
         takes_database=False,
         arguments=(("job", {"help": "the job that succeeded"}),),
     ),
@@ -396,7 +401,7 @@ def _run(options: argparse.Namespace) -> Result:
         _function("failover:refuse")(settings, options.command)
     # Without a user of their own the backups are the owner's; and who only looks, looks as the owner.
     apart = bool(settings.backup_owner) and changes
-    user = _user(settings, command) if apart else settings.owner
+    user = _user(settings, command, passed.get("job")) if apart else settings.owner
     prepare = command.prepare if apart else ""
     if apart and command.shared:
         os.umask(0o027)
@@ -427,9 +432,10 @@ def _run(options: argparse.Namespace) -> Result:
     return result
 
 
-def _user(settings: Config, command: Command) -> str:
+def _user(settings: Config, command: Command, job: str | None = None) -> str:
     """Return the user whose work a command is: without one of their own, the backups are the database owner's."""
-    return settings.backup_owner if settings.backup_owner and command.runs_as is BACKUPS else settings.owner
+    backups = command.runs_as is BACKUPS or (command.runs_as is OF_JOB and job in config.BY_BACKUP_OWNER)
+    return settings.backup_owner if settings.backup_owner and backups else settings.owner
 
 
 def _function(named: str) -> Callable[..., Any]:

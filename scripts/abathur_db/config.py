@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from abathur_db import foreign
+from abathur_db import foreign, guarded
 from abathur_db.result import Exit, Failure
 
 DEFAULT_PATH = Path("/etc/abathur-db.toml")
@@ -125,8 +125,9 @@ def load(path: Path) -> Config:
     """Read the configuration file.
 
     Raises Failure (USAGE) when it is missing, unreadable, not TOML, or does not hold exactly the
-    known keys with values of the right type.
+    known keys with values of the right type; and for root when another user could have written it.
     """
+    guarded.roots_alone(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import sqlite3
 import stat
@@ -83,14 +82,6 @@ def open_to_others(path: Path) -> list[Path]:
     return [each for each, facts in found.items() if facts and stat.S_IMODE(facts.st_mode) & 0o077]
 
 
-def user_name(uid: int) -> str:
-    """Return the user's name and number, as errors show them."""
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"
-
-
 def exists(path: Path) -> bool:
     """Tell whether there is a database to use at `path`.
 
@@ -159,9 +150,9 @@ def _check_owner(path: Path) -> None:
             )
         owner = found.st_uid
         if owner != os.geteuid():
-            me = user_name(os.geteuid())
+            me = guarded.user_name(os.geteuid())
             raise Failure(
-                f"{each} belongs to {user_name(owner)}, but this runs as {me}",
+                f"{each} belongs to {guarded.user_name(owner)}, but this runs as {me}",
                 f"give it to its owner: chown --no-dereference {me.split()[0]}: {each}",
             )
 

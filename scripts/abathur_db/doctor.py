@@ -89,12 +89,12 @@ def _fence(config: Config) -> list[Check]:
 def _files(config: Config) -> list[Check]:
     """Check owner and mode of the database's files: those of another user lock the application out (trap 12)."""
     uid = host.account(config.owner).pw_uid if config.owner else os.geteuid()
-    user = database.user_name(uid).split()[0]
+    user = guarded.user_name(uid).split()[0]
     found = {each: guarded.facts(each) for each in database.files(config.database)}
     there = {each: facts for each, facts in found.items() if facts and stat.S_ISREG(facts.st_mode)}
     foreign = {each: facts.st_uid for each, facts in there.items() if facts.st_uid != uid}
     open_to_others = {each: stat.S_IMODE(facts.st_mode) for each, facts in there.items() if facts.st_mode & 0o077}
-    listed = ", ".join(f"{each.name} belongs to {database.user_name(other)}" for each, other in foreign.items())
+    listed = ", ".join(f"{each.name} belongs to {guarded.user_name(other)}" for each, other in foreign.items())
     modes = ", ".join(f"{each.name} has mode {mode:04o}" for each, mode in open_to_others.items())
     return [
         Check(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from abathur_db.result import Failure
+from abathur_db.result import Exit, Failure
 
 LIMIT = 1 << 20
 """Bytes that a record or a manifest may have; real ones have some thousands."""
@@ -98,19 +100,26 @@ def write_new(path: Path, text: str) -> None:
         stream.write(text)
 
 
-def directory(path: Path) -> None:
+def directory(path: Path, mode: int | None = None) -> None:
     """Make a directory unless it is there; what is there must be one itself, not a link to one.
 
-    For its owner alone, and its group where the umask lets it. Raises Failure.
+    `mode`: it has when this returns, whatever the umask; for None a new one is for its owner alone, and its group where
+    the umask lets it. Raises Failure.
     """
     try:
-        made(path, 0o750)
+        made(path, mode or 0o750)
     except FileExistsError:
         raise _planted(path, "is not a directory") from None
     except OSError as error:
         raise Failure(f"{path} cannot be made: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
     if path.is_symlink():
         raise _planted(path, link(path))
+    if mode is not None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
 
 
 def made(path: Path, mode: int = 0o777) -> None:
@@ -131,6 +140,57 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_name(uid: int) -> str:
+    """Return the user's name and number, as errors show them."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def writable(
+    components: Iterable[Path], trusted: Collection[int | None], groups: Collection[int] | None, *, links: bool = False
+) -> tuple[str, str]:
+    """Return which component of a path somebody else could change or swap, and the repair; empty for none.
+
+    `trusted`: user IDs that may. `groups`: those whose write permission counts, every one for None. In a sticky
+    directory nobody swaps what is another's. `links`: of a trusted user they are passed; where they lead has to be
+    among the components. What is not there is passed.
+    """
+    for each in components:
+        if (found := facts(each)) is None:
+            continue
+        if stat.S_ISLNK(found.st_mode):
+            if links and found.st_uid in trusted:
+                continue
+            return f"{each} {link(each)}", f"configure the real path: readlink -f {each}"
+        sticky = found.st_mode & stat.S_ISVTX
+        if found.st_uid not in trusted:
+            return f"{each} belongs to {user_name(found.st_uid)}", f"look who uses it: ls -ld {each}"
+        if found.st_mode & stat.S_IWOTH and not sticky:
+            return f"{each} can be written by everybody", f"take that away: chmod o-w {each}"
+        if found.st_mode & stat.S_IWGRP and not sticky and (groups is None or found.st_gid in groups):
+            who = "its group" if groups is None else "the owner's group"
+            return f"{each} can be written by {who}", f"take that away: chmod g-w {each}"
+    return "", ""
+
+
+def way(*paths: Path) -> list[Path]:
+    """Return all that leads to paths, themselves included, from the root on, by their names and as links lead."""
+    return sorted({each for path in paths for end in (path, path.resolve()) for each in (end, *end.parents)})
+
+
+def roots_alone(*paths: Path) -> None:
+    """Refuse what root is to act on, but somebody else can have written: root alone may change all of its path.
+
+    For any other user it does nothing: nobody gains from what that one reads. Raises Failure (USAGE).
+    """
+    for path in paths if os.geteuid() == 0 else ():
+        fault, hint = writable(way(path), {0}, None, links=True)
+        if fault:
+            raise Failure(f"{fault}, and root acts on what {path} says; nothing was changed", hint, Exit.USAGE)
 
 
 def _planted(path: Path, what: str) -> Failure:

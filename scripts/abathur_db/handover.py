@@ -18,6 +18,8 @@ from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
 
 FILE = "snapshot.db"
+MODE = 0o770
+"""Of the directory: the user that owns the backups, in the owner's group, takes the copy's name away."""
 FRESH_SECONDS = 3600
 """A copy older than this was left by a backup that never began; the one that was to be made now is not there."""
 
@@ -28,7 +30,8 @@ def snapshot(config: Config) -> Result:
     Raises Failure as database.snapshot does, and when the space is not there.
     """
     target = config.handover_directory / FILE
-    guarded.directory(config.handover_directory)
+    # By the owner, below a directory of its own: root, who would follow a link there, makes nothing in it.
+    guarded.directory(config.handover_directory, MODE)
     guarded.clear(target)
     with clones.clone(config) as copy:
         size = copy.stat().st_size

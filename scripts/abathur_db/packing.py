@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from abathur_db import database, host, progress
+from abathur_db import guarded, host, progress
 from abathur_db.result import Failure
 
 CHUNK = 1 << 20
@@ -196,7 +196,7 @@ def _require_readable(path: Path) -> None:
     except FileNotFoundError:
         raise Failure(f"{path} is gone: it was pruned or moved away after it was found", ANOTHER) from None
     except PermissionError:
-        user = database.user_name(os.geteuid())
+        user = guarded.user_name(os.geteuid())
         raise Failure(
             f"{path} cannot be read by {user}",
             f"give that user access, to the directories above it as well: namei -l {shlex.quote(str(path))}",

@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import stat
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 # All of these are imported here, not on demand: once the privileges are dropped, the archive that
 # Ansible carried to the host can no longer be read.
-from abathur_db import database, drift, failover, foreign, host, requirements, resources, runs, schema, seed, status
+from abathur_db import (
+    drift,
+    failover,
+    foreign,
+    guarded,
+    host,
+    requirements,
+    resources,
+    runs,
+    schema,
+    seed,
+    status,
+)
 from abathur_db import release as releases
 from abathur_db import schedule as times
 from abathur_db.config import Config
@@ -27,6 +37,7 @@ def preflight(
     *,
     machine: str = "",
     replica: str = "",
+    places: str = "",
     standby: bool = False,
 ) -> Result:
     """Check the host and plan the schema and the seeds, changing nothing; all failures in one report.
@@ -38,12 +49,13 @@ def preflight(
     `schedule`: calendars and time spans of the jobs as JSON, by kind and name, empty when there are none to check.
     `machine`: the processor that Litestream is built for, as `uname -m` names it, empty without replication.
     `replica`: the directory in which the replica is to be kept, empty where that is at a store.
+    `places`: the directories in which root makes something, as JSON, empty when there are none to check.
     `standby`: the host is to follow a primary, and has no database of its own.
     """
     resources.preload()
     drifted = drift.compare(_parsed("--state", state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
-    checks += [*_file_systems(config), *_paths(config)]
+    checks += [*_file_systems(config), *_paths(config), *(_places(config, places) if places else [])]
     # Units that are on the host already were understood by its systemd.
     checks += (
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
@@ -224,29 +236,42 @@ def _paths(config: Config) -> list[Check]:
     Root makes and gives away the three directories, so all above them has to be root's own: the owner
     of a directory can put a symlink in the place of whatever is in it.
     """
-    account = pwd.getpwnam(config.owner) if config.owner and _owner_exists(config) else None
-    uid = account.pw_uid if account else None
-    groups = set(os.getgrouplist(config.owner, account.pw_gid)) if account else set()
+    uid = _uid(config.owner)
+    groups = _groups(config)
     above = {0} if config.owner else {0, os.geteuid()}
     checks = []
     for name, path in _directories(config).items():
-        fault, hint = _fault([*reversed(path.parents)], above, groups)
+        fault, hint = guarded.writable([*reversed(path.parents)], above, groups)
         if not fault:
             # Backups that are the database owner's still are taken over by the deploy.
             keeper = {_uid(config.backup_owner)} if name == "backup" else set()
-            fault, hint = _fault([path], {*above, uid, *keeper}, set())
+            fault, hint = guarded.writable([path], {*above, uid, *keeper}, set())
         if not fault and config.owner:
             fault, hint = _taken(config, path)
         checks.append(Check(f"{name}_path", not fault, "no symlink, no stranger's", fault or str(path), hint))
-    fault, hint = _fault([config.database], {*above, uid}, set())
+    fault, hint = guarded.writable([config.database], {*above, uid}, set())
     if not fault and config.owner and os.path.lexists(config.database):
         owner = os.lstat(config.database).st_uid
         if owner != uid:
-            fault = f"{config.database} belongs to {database.user_name(owner)}"
+            fault = f"{config.database} belongs to {guarded.user_name(owner)}"
             hint = f"give it to {config.owner} with what is beside it: "
             hint += f"chown --no-dereference {config.owner}: {config.database}*"
     checks.append(Check("database_path", not fault, "no symlink, no stranger's", fault or str(config.database), hint))
     return checks
+
+
+def _places(config: Config, text: str) -> list[Check]:
+    """Check that whatever else root makes is made where nobody else can change a name, for the same reason."""
+    places = [Path(each) for each in _parsed("--places", text).get("places", [])]
+    fault, hint = guarded.writable(guarded.way(*places), {0}, _groups(config), links=True)
+    return [Check("places", not fault, "all that root makes in directories of root's", fault or "root's", hint)]
+
+
+def _groups(config: Config) -> set[int]:
+    """Return the groups of the database's owner, none for one who will be made."""
+    if not _owner_exists(config):
+        return set()
+    return set(os.getgrouplist(config.owner, pwd.getpwnam(config.owner).pw_gid))
 
 
 def _taken(config: Config, path: Path) -> tuple[str, str]:
@@ -257,19 +282,3 @@ def _taken(config: Config, path: Path) -> tuple[str, str]:
         f"{path} belongs to root and is not empty",
         f"configure a directory of its own; if it is the application's: chown {config.owner}: {path}",
     )
-
-
-def _fault(components: list[Path], trusted: Collection[int | None], groups: Collection[int]) -> tuple[str, str]:
-    for each in components:
-        if not os.path.lexists(each):
-            break
-        found = os.lstat(each)
-        if stat.S_ISLNK(found.st_mode):
-            return f"{each} is a symlink to {os.readlink(each)}", f"configure the real path: readlink -f {each}"
-        if found.st_uid not in trusted:
-            return f"{each} belongs to {database.user_name(found.st_uid)}", f"look who uses it: ls -ld {each}"
-        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-            return f"{each} can be written by everybody", f"take that away: chmod o-w {each}"
-        if found.st_mode & stat.S_IWGRP and found.st_gid in groups and not found.st_mode & stat.S_ISVTX:
-            return f"{each} can be written by the owner's group", f"take that away: chmod g-w {each}"
-    return "", ""

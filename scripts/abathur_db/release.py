@@ -77,6 +77,7 @@ def record(folder: Path) -> dict[str, Any] | None:
     Raises Failure when it cannot be read: without it nobody knows which backup a rollback needs.
     """
     path = folder / RECORD
+    guarded.roots_alone(path)
     try:
         return foreign.record(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -337,7 +338,9 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     kept = folder / "etc" / CONFIGURATION
     if config.backup_owner and kept.exists() and not tomllib.loads(kept.read_text("utf-8")).get("backup_owner"):
         takeover.give_back(config)
-    wanted = {each.relative_to(folder / "etc") for each in _files(folder / "etc")}
+    files = _files(folder / "etc")
+    guarded.roots_alone(*files)
+    wanted = {each.relative_to(folder / "etc") for each in files}
     # What they run with changes, and the tool as well.
     for service in replica.SERVICES:
         if (ETC / UNITS / service).exists():
@@ -375,6 +378,7 @@ def _note(config: Config) -> Path:
 
 def stopped(config: Config) -> list[str]:
     """Return the units that a deploy or a rollback has stopped and not started again: it was cut in between."""
+    guarded.roots_alone(_note(config))
     try:
         found = foreign.value(_note(config).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

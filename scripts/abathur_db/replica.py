@@ -120,6 +120,7 @@ class Settings:
 
 def settings(config: Config) -> Settings | None:
     """Return the settings, None where this database is not replicated. Raises Failure (USAGE) for others than ours."""
+    guarded.roots_alone(SETTINGS)
     try:
         values = foreign.record(SETTINGS.read_text(encoding="utf-8"))
         found = Settings(**{**values, "database": Path(values["database"]), "litestream": Path(values["litestream"])})

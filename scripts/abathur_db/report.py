@@ -16,6 +16,7 @@ from abathur_db import (
     database,
     fleet_page,
     foreign,
+    guarded,
     host,
     page,
     replica,
@@ -159,7 +160,7 @@ def write_page(target: Path, text: str) -> None:
             Path(unnamed).unlink(missing_ok=True)
             raise
     except OSError as error:
-        user = database.user_name(os.geteuid())
+        user = guarded.user_name(os.geteuid())
         raise Failure(
             f"{target} cannot be written by {user}: {error.strerror}",
             "name a file where that user may write, with --output PATH",

@@ -179,7 +179,8 @@ def known(config: Config, kind: str, command: str) -> dict[str, Any] | None:
 def last(config: Config, command: str) -> dict[str, Any] | None:
     """Return the last run of a command: its record, or what was noted of a later one that could leave no record."""
     found = known(config, "last", command)
-    noted = recorded(config.state_directory, FAILED, command)
+    noted = known(config, FAILED, command)
+    # Of another job than a backup the application's user can write one; it can hide nothing with it.
     if noted is None or noted["ok"]:
         return found
     if found and (found["invocation"] == noted["invocation"] or found["finished"] > noted["finished"]):
@@ -189,7 +190,7 @@ def last(config: Config, command: str) -> dict[str, Any] | None:
 
 def note_failure(config: Config, run: dict[str, Any]) -> None:
     """Note a failed run from outside of it: one that was killed, or had no room, leaves no record of its own."""
-    directory = config.state_directory / FAILED
+    directory = config.records(run["command"]) / FAILED
     guarded.directory(directory)
     write_whole(directory / f"{run['command']}.json", _fitting({**RECORD, **run}))
 

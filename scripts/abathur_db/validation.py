@@ -73,8 +73,8 @@ def _modes(config: Config) -> list[Check]:
             Check(
                 f"mode_{path.name}",
                 good,
-                f"{database.user_name(os.geteuid())}, nothing for others",
-                f"{database.user_name(found.st_uid)}, {mode:04o}",
+                f"{guarded.user_name(os.geteuid())}, nothing for others",
+                f"{guarded.user_name(found.st_uid)}, {mode:04o}",
                 _repair(path),
             )
         )
@@ -82,7 +82,7 @@ def _modes(config: Config) -> list[Check]:
 
 
 def _repair(path: Path) -> str:
-    user = database.user_name(os.geteuid()).split()[0]
+    user = guarded.user_name(os.geteuid()).split()[0]
     return f"chown --no-dereference {user}: {path} && chmod go= {path}"
 
 

@@ -33,7 +33,7 @@ def test_a_preflight_names_all_failures_and_changes_nothing(playbook: Any) -> No
         assert "/srv/link" not in host.file("/etc/abathur-db.toml").content_string
         host.check_output("rm /srv/link")
     assert done.returncode != 0
-    assert "/srv/link is a symlink to /var/tmp" in done.stdout
+    assert "/srv/link is a symbolic link to /var/tmp" in done.stdout
     assert re.search(r"FAIL\s+data_free_space", done.stdout)
     assert "Nothing was changed." in done.stdout
     assert recap(done.stdout, "changed") == {0}

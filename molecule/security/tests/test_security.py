@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import running
+from conftest import one_liner, running
 
 JOBS = ("backup", "analyze", "vacuum", "integrity-check", "drill", "metrics", "retain")
+KEPT = ("backup", "prune")
 HANDOVER = "abathur-db-snapshot.service"
 TALKERS = ("abathur-db-alert@backup.service", "abathur-db-ping@backup.service")
 OWNED = {
@@ -40,7 +41,16 @@ def test_each_unit_of_the_bundle_is_among_those_that_are_measured(host: Any) -> 
     units = host.check_output("find /etc/systemd/system -name 'abathur-db*.service' -printf '%f\n'").split()
     # The mail unit is there only where somebody gets mail, and says in its template why it is another.
     jobs = {"abathur-db@.service", "abathur-db@backup.service", "abathur-db@prune.service", HANDOVER}
-    assert set(units) == {*jobs, *(name.replace("@backup", "@") for name in TALKERS)}
+    assert set(units) == {*jobs, *(name.replace("@backup", f"@{job}") for name in TALKERS for job in ("", *KEPT))}
+
+
+@pytest.mark.parametrize("unit", TALKERS)
+def test_what_is_told_of_a_backup_is_told_by_the_user_that_owns_the_backups(host: Any, unit: str) -> None:
+    """Who broke into the application could else hear the address from a process of its own, and silence it."""
+    users = {
+        job: host.check_output(f"systemctl show -P User {unit.replace('backup', job)}") for job in (*KEPT, "drill")
+    }
+    assert users == {"backup": "abathur-backup", "prune": "abathur-backup", "drill": "abathur"}
 
 
 def whose(host: Any) -> dict[str, set[str]]:
@@ -137,7 +147,7 @@ def test_a_directory_that_the_user_swaps_for_a_symlink_is_not_given_away(host: A
     finally:
         host.check_output("sh -c 'rm /var/backups/abathur && mv /var/backups/kept /var/backups/abathur'")
     assert done.returncode != 0
-    assert "/var/backups/abathur is a symlink to /root" in done.stdout
+    assert "/var/backups/abathur is a symbolic link to /root" in done.stdout
     assert owner == "root"
 
 
@@ -166,6 +176,40 @@ def test_a_race_of_renames_gains_nothing_while_root_and_the_units_run(host: Any,
             assert PRECIOUS not in done.stdout + done.stderr
     host.run("systemctl reset-failed")
     assert host.run("systemctl start abathur-db@backup").rc == 0
+
+
+EXCHANGED = ("handover", "last", "scratch", "replication", "lock")
+RACER = f"""
+import ctypes, os
+libc = ctypes.CDLL(None)
+os.chdir("/var/lib/abathur-db")
+for name in {EXCHANGED}:
+    if not os.path.lexists(name):
+        os.mkdir(name, 0o700)
+    os.symlink("/root/precious" if name == "lock" else "/etc/abathur-db.toml", name + ".x")
+while True:
+    for name in {EXCHANGED}:
+        libc.renameat2(-100, name.encode(), -100, (name + ".x").encode(), 2)
+"""
+
+
+@pytest.mark.usefixtures("precious")
+def test_a_name_that_the_user_exchanges_for_a_link_while_root_deploys_gives_nothing_away(
+    host: Any, playbook: Any
+) -> None:
+    """With RENAME_EXCHANGE there is no moment without the name, so every check of a path can be of the other one."""
+    before = host.check_output("stat -c '%U %G %a' /etc/abathur-db.toml")
+    try:
+        with running(host, one_liner(RACER)):
+            done = [playbook("deploy.yml", "--limit", name_of(host), "--tags", "host") for _ in range(3)]
+            # Turned off, replication would leave a directory there.
+            done += [playbook("deploy.yml", "--limit", name_of(host), "--tags", "units") for _ in range(2)]
+    finally:
+        as_user(host, f"cd /var/lib/abathur-db && rm -rf {' '.join(f'{each} {each}.x' for each in EXCHANGED)}")
+    assert "Traceback" not in "".join(each.stdout for each in done)
+    assert host.check_output("stat -c '%U %G %a' /etc/abathur-db.toml") == before == "root abathur 640"
+    again = playbook("deploy.yml", "--limit", name_of(host))
+    assert again.returncode == 0, again.stdout
 
 
 def test_remove_told_twice_deletes_links_and_not_what_they_point_to(host: Any, playbook: Any) -> None:

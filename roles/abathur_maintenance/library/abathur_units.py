@@ -7,6 +7,7 @@ import fnmatch
 import os
 import shutil
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -35,7 +36,9 @@ options:
     type: dict
     default: {}
   only:
-    description: Directories with the patterns of which no other names may be there.
+    description:
+      - Directories with the patterns of which no other names may be there.
+      - Where a directory is a user's, who could swap what is in it, they are removed as that user.
     type: list
     elements: dict
     default: []
@@ -119,7 +122,7 @@ class Units:
                 self.module.atomic_move(new.name, path)
         self.attributes(wanted)
 
-    def only(self, wanted: dict[str, list[str]]) -> None:
+    def only(self, wanted: dict[str, Any]) -> None:
         """Remove what matches a pattern and is not named."""
         home = str(wanted["directory"])
         names = os.listdir(home) if os.path.isdir(home) else []
@@ -129,7 +132,9 @@ class Units:
             if self.does(f"removed {path}"):
                 if self.can_be_enabled(path):
                     self.systemctl("disable", "--now", name)
-                if os.path.isdir(path) and not os.path.islink(path):
+                if user := wanted.get("user"):
+                    self.module.run_command(["runuser", "-u", user, "--", "rm", "-rf", "--", path], check_rc=True)
+                elif os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
                 else:
                     os.unlink(path)
