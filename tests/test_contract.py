@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from abathur_db import cli, config, resources
+from abathur_db import cli, config, release, resources
 from abathur_db.config import Config
 from databases import ROOT
 from variables import defaults, load, specs
@@ -108,6 +108,18 @@ def test_what_is_recorded_among_the_backups_is_what_runs_as_their_owner() -> Non
 
 def test_the_job_that_changes_rows_of_the_application_is_off_until_it_is_asked_for() -> None:
     assert defaults("abathur_maintenance")["abathur_maintenance_disabled_jobs"] == ["retain"]
+
+
+def test_the_mark_of_a_unit_is_in_every_template_and_the_same_for_role_and_tool() -> None:
+    assert load("roles/abathur_maintenance/vars/main.yml")["__abathur_maintenance_mark"] == release.OURS.pattern
+    templates = [each for kind in ("service", "timer") for each in ROOT.glob(f"roles/*/templates/*.{kind}.j2")]
+    assert len(templates) > 8
+    for each in templates:
+        text = each.read_text().replace("{{ item.key }}", "backup")
+        assert release.OURS.search(text), each
+        # Those of deploys before there was a mark are known as well; what pulls was never looked for.
+        if "pull" not in each.name:
+            assert release.OURS.search(text.replace("# Made by", "")), each
 
 
 def test_no_two_jobs_begin_at_one_moment() -> None:

@@ -108,6 +108,17 @@ def test_a_timer_has_to_be_enabled_active_and_read_by_systemd(monkeypatch: pytes
     ]
 
 
+def test_a_file_with_a_name_like_ours_but_without_our_mark_is_no_difference(tmp_path: Path) -> None:
+    only = {"directory": str(tmp_path), "patterns": ["*.timer", "*.d"], "names": [], "mark": "^# Made by us"}
+    (tmp_path / "operators.timer").write_text("# Not\n# made by us\n")
+    (tmp_path / "operators.d").mkdir()
+    assert drift.compare({"units": {"only": [only]}})["units"] == []
+    (tmp_path / "ours.timer").write_text("# Ansible managed\n# Made by us, long ago\n")
+    assert drift.compare({"units": {"only": [only]}})["units"] == [
+        f"{tmp_path}/ours.timer is left from an earlier deploy"
+    ]
+
+
 @pytest.mark.parametrize("state", [{"host": 3}, {"tool": {"files": [{"path": "/"}]}}])
 def test_a_description_of_another_kind_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(Failure, match="is not described as this release expects it") as caught:

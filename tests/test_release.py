@@ -62,10 +62,12 @@ def install(conf: Config, etc: Path, name: str, timers: list[str]) -> None:
     (etc / "abathur-db.toml").chmod(0o640)
     units = etc / "systemd/system"
     for old in [*units.glob("abathur-db@*.timer"), *(units / "timers.target.wants").iterdir()]:
-        old.unlink()
-    (units / "abathur-db@.service").write_text(f"# of {name}\n")
+        if old.name not in OPERATORS:
+            old.unlink()
+    (units / "abathur-db@.service").write_text(f"[Unit]\nDescription=Job %i of Abathur's database\n# of {name}\n")
     for job in timers:
-        (units / f"abathur-db@{job}.timer").write_text(f"# of {name}\n")
+        text = f"# Made by Abathur Ops, which removes it.\n# of {name}\n"
+        (units / f"abathur-db@{job}.timer").write_text(text)
         (units / "timers.target.wants" / f"abathur-db@{job}.timer").symlink_to(units / f"abathur-db@{job}.timer")
 
 
@@ -96,6 +98,31 @@ TWO = ("two", "# of two", ["abathur-db@.service", "abathur-db@backup.timer", "ab
 def go_back(conf: Config, to: str = "", **options: bool) -> Any:
     chosen = {"lose_rows": False, "failed_deploy": False, **options}
     return release.rollback(conf, to, **chosen)
+
+
+OPERATORS = {
+    "abathur-db-web.service": "[Unit]\nDescription=An application\n[Service]\nExecStart=/opt/web\n",
+    "abathur-db-offsite.timer": "# Ansible managed\n[Unit]\nDescription=Backups of Abathur's database go elsewhere\n",
+    "abathur-db@verify.timer": "[Unit]\nDescription=Verify each night\n[Timer]\nOnCalendar=daily\n",
+}
+"""Units of an operator's own, named as ours are."""
+
+
+def test_units_of_an_operator_s_own_are_neither_kept_nor_removed_nor_put_back(
+    conf: Config, etc: Path, called: list[tuple[str, ...]]
+) -> None:
+    for name, text in OPERATORS.items():
+        (etc / "systemd/system" / name).write_text(text)
+    release.keep(conf, backup.backup(conf).data["id"])
+    assert not [each for each in conf.install_directory.rglob("*") if each.name in OPERATORS]
+    install(conf, etc, "two", ["drill"])
+    for name, text in OPERATORS.items():
+        (etc / "systemd/system" / name).write_text(f"{text}# changed since\n")
+    release.confirm(conf)
+    go_back(conf)
+    for name, text in OPERATORS.items():
+        assert (etc / "systemd/system" / name).read_text() == f"{text}# changed since\n"
+    assert not [call for call in called if set(call) & set(OPERATORS)]
 
 
 def test_a_rollback_returns_to_the_release_before_the_last_deploy_and_leaves_the_rows(
@@ -354,7 +381,7 @@ def replicate(conf: Config, etc: Path, secret: str, unit: str = replica.UNIT) ->
     }
     (etc / "abathur-db-replication.yml").write_text(json.dumps({**about, **rest}))
     for name in {replica.UNIT, unit}:
-        (etc / "systemd/system" / name).write_text("[Install]\n")
+        (etc / "systemd/system" / name).write_text("# Made by Abathur Ops\n[Install]\n")
     wants = etc / "systemd/system/multi-user.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / unit).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import grp
 import hashlib
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ def compare(wanted: dict[str, Any]) -> dict[str, list[str]]:
 
     `wanted` is what the roles say (`__abathur_db_state`): per part `users` with their groups, `directories`, `files`
     and `links` with owner, group, mode, and content or its SHA-256; `only`, patterns of files of which no others may
-    be there; `timers` and `services` that have to run. Raises Failure (USAGE) when it is something else.
+    be there, or no others with a mark in them; `timers` and `services` that have to run. Raises Failure (USAGE) when it
+    is something else.
     """
     try:
         return {part: [each for kind in LOOKS for each in _look(wanted.get(part, {}), kind)] for part in PARTS}
@@ -109,8 +111,14 @@ def _only(wanted: list[dict[str, Any]]) -> list[str]:
     for each in wanted:
         home = Path(each["directory"])
         there = sorted({path for pattern in each["patterns"] for path in home.glob(pattern)})
-        found += [f"{path} is left from an earlier deploy" for path in there if path.name not in each["names"]]
+        left = [path for path in there if path.name not in each["names"] and _marked(path, each.get("mark", ""))]
+        found += [f"{path} is left from an earlier deploy" for path in left]
     return found
+
+
+def _marked(path: Path, mark: str) -> bool:
+    """Tell whether a file has in it what says that a deploy made it; for an empty `mark` its name says that."""
+    return not mark or (path.is_file() and bool(re.search(mark, path.read_text("utf-8", "replace"), re.MULTILINE)))
 
 
 def _running(units: list[str]) -> list[str]:

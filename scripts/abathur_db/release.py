@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import json
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -39,6 +40,14 @@ UNITS = "systemd/system"
 CONFIGURATION = "abathur-db.toml"
 SECRETS = "abathur-db.secrets"
 RECORD = "record.json"
+OURS = re.compile(
+    r"^# Made by Abathur Ops|^Description=((Job|(Alert for|Sign of life of|Mail about) job) %i|Timer of job [a-z-]+"
+    r"|Continuous replication|Standby copy) of Abathur's database$"
+    r"|^Description=Copy of Abathur's database for a backup$",
+    re.MULTILINE,
+)
+"""What a unit has in it that a deploy made, before there was a mark its description: an operator's own has a name like
+ours perhaps. The role abathur_maintenance says the same."""
 STOPPED = "stopped.json"
 """Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
 RUNNING = ("active", "activating", "reloading")
@@ -46,10 +55,10 @@ RUNNING = ("active", "activating", "reloading")
 
 def _files(etc: Path) -> list[Path]:
     """Return what belongs to a release below /etc: the configuration, the units and timers, and their secrets."""
-    units = etc / UNITS
-    found = [etc / CONFIGURATION, etc / replica.SETTINGS.name, *(etc / SECRETS).glob("*")]
-    found += [*units.glob("abathur-db*.service"), *units.glob("abathur-db*.timer")]
-    return sorted(each for each in found if each.is_file() and not each.is_symlink())
+    units = [*(etc / UNITS).glob("abathur-db*.service"), *(etc / UNITS).glob("abathur-db*.timer")]
+    found = [etc / CONFIGURATION, etc / replica.SETTINGS.name, *(etc / SECRETS).glob("*"), *units]
+    there = [each for each in found if each.is_file() and not each.is_symlink()]
+    return sorted(each for each in there if each not in units or OURS.search(each.read_text("utf-8", "replace")))
 
 
 def _pending(config: Config) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -38,6 +39,7 @@ options:
   only:
     description:
       - Directories with the patterns of which no other names may be there.
+      - With a mark, a regular expression, files that have it in them alone; others are somebody else's.
       - Where a directory is a user's, who could swap what is in it, they are removed as that user.
     type: list
     elements: dict
@@ -129,8 +131,8 @@ class Units:
         matching = [name for name in names if any(fnmatch.fnmatch(name, each) for each in wanted["patterns"])]
         for name in sorted(set(matching) - set(wanted["names"])):
             path = f"{home}/{name}"
-            if self.does(f"removed {path}"):
-                if self.can_be_enabled(path):
+            if self.has(path, wanted.get("mark", "")) and self.does(f"removed {path}"):
+                if path.endswith((".timer", ".service")) and self.has(path, r"^\[Install\]$"):
                     self.systemctl("disable", "--now", name)
                 if user := wanted.get("user"):
                     self.module.run_command(["runuser", "-u", user, "--", "rm", "-rf", "--", path], check_rc=True)
@@ -141,12 +143,14 @@ class Units:
                 self.removed.append(name)
 
     @staticmethod
-    def can_be_enabled(path: str) -> bool:
-        """Tell whether a file is a unit with a section of its installation."""
-        if not path.endswith((".timer", ".service")) or not os.path.isfile(path):
+    def has(path: str, pattern: str) -> bool:
+        """Tell whether a file has a line in it; whatever is there, for no pattern."""
+        if not pattern:
+            return True
+        if not os.path.isfile(path):
             return False
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return "\n[Install]\n" in stream.read()
+            return bool(re.search(pattern, stream.read(), re.MULTILINE))
 
     def reload(self) -> None:
         """Let systemd read the units anew after a change."""
