@@ -172,8 +172,8 @@ def test_a_database_that_init_would_refuse_fails_with_its_words(conf: Config) ->
 
 def test_a_directory_of_a_stranger_is_refused(conf: Config) -> None:
     conf.database.parent.mkdir()
-    shutil.chown(conf.database.parent, "nobody")
-    assert "belongs to nobody (uid" in failed(check(conf))["data_path"]
+    shutil.chown(conf.database.parent, "daemon")
+    assert "belongs to daemon (uid" in failed(check(conf))["data_path"]
 
 
 def test_a_directory_that_everybody_can_write_is_refused(conf: Config) -> None:
@@ -191,9 +191,9 @@ def test_a_directory_behind_a_symlink_is_refused(conf: Config, tmp_path: Path) -
 
 def test_a_database_of_root_is_not_the_owners(conf: Config) -> None:
     schema.init(conf)
-    result = check(replace(conf, owner="nobody"))
+    result = check(replace(conf, owner="daemon"))
     assert failed(result)["database_path"] == f"{conf.database} belongs to root (uid 0)"
-    assert "chown nobody:" in result.hint
+    assert "chown daemon:" in result.hint
 
 
 def test_the_owners_own_database_is_read_as_the_owner(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,10 +201,10 @@ def test_the_owners_own_database_is_read_as_the_owner(conf: Config, monkeypatch:
     monkeypatch.setattr(host, "become", became.append)
     schema.init(conf)
     for each in (conf.database.parent, conf.database):
-        shutil.chown(each, "nobody")
-    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("nobody").pw_uid)
-    assert failed(check(replace(conf, owner="nobody"))) == {}
-    assert became == ["nobody"]
+        shutil.chown(each, "daemon")
+    monkeypatch.setattr(os, "geteuid", lambda: pwd.getpwnam("daemon").pw_uid)
+    assert failed(check(replace(conf, owner="daemon"))) == {}
+    assert became == ["daemon"]
 
 
 def test_an_owner_who_will_be_made_is_no_fault(conf: Config) -> None:
@@ -261,26 +261,26 @@ def test_where_there_is_no_systemd_to_ask_no_calendar_is_checked(conf: Config, m
 
 def test_a_directory_in_one_of_the_owners_is_refused_because_the_owner_could_swap_it(conf: Config) -> None:
     conf.database.parent.mkdir()
-    shutil.chown(conf.database.parent, "nobody")
-    inside = replace(conf, owner="nobody", backup_directory=conf.database.parent / "backups")
-    assert failed(check(inside)) == {"backup_path": f"{conf.database.parent} belongs to nobody (uid 65534)"}
+    shutil.chown(conf.database.parent, "daemon")
+    inside = replace(conf, owner="daemon", backup_directory=conf.database.parent / "backups")
+    assert failed(check(inside)) == {"backup_path": f"{conf.database.parent} belongs to daemon (uid 1)"}
 
 
 def test_a_directory_above_that_the_owners_group_can_write_is_refused(conf: Config) -> None:
     above = conf.backup_directory.parent / "above"
     above.mkdir()
-    shutil.chown(above, group=pwd.getpwnam("nobody").pw_gid)
+    shutil.chown(above, group=pwd.getpwnam("daemon").pw_gid)
     above.chmod(0o775)
-    found = failed(check(replace(conf, owner="nobody", backup_directory=above / "b")))
+    found = failed(check(replace(conf, owner="daemon", backup_directory=above / "b")))
     assert found == {"backup_path": f"{above} can be written by the owner's group"}
 
 
 def test_a_directory_of_roots_that_is_in_use_is_not_given_away(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "become", lambda _: None)
     conf.backup_directory.mkdir()
-    assert failed(check(replace(conf, owner="nobody"))) == {}
+    assert failed(check(replace(conf, owner="daemon"))) == {}
     (conf.backup_directory / "of another program").touch()
-    assert failed(check(replace(conf, owner="nobody"))) == {
+    assert failed(check(replace(conf, owner="daemon"))) == {
         "backup_path": f"{conf.backup_directory} belongs to root and is not empty"
     }
 
@@ -292,12 +292,32 @@ def test_what_root_makes_where_the_owner_could_swap_it_is_refused(
     monkeypatch.setattr(host, "become", lambda _: None)
     owners = conf.database.parent
     owners.mkdir()
-    shutil.chown(owners, "nobody")
-    for place, said in ((owners / "metrics", f"{owners} belongs to nobody (uid 65534)"), (conf.install_directory, "")):
-        found = preflight.preflight(replace(conf, owner="nobody"), "", "", places=json.dumps({"places": [str(place)]}))
+    shutil.chown(owners, "daemon")
+    for place, said in ((owners / "metrics", f"{owners} belongs to daemon (uid 1)"), (conf.install_directory, "")):
+        found = preflight.preflight(replace(conf, owner="daemon"), "", "", places=json.dumps({"places": [str(place)]}))
         assert failed(found).get("places", "") == said
 
 
 def test_where_root_makes_something_is_a_json_object(conf: Config) -> None:
     with pytest.raises(Failure, match="--places is not a JSON object"):
         preflight.preflight(conf, "", "", places="[]")
+
+
+@pytest.mark.parametrize(
+    ("owner", "backup_owner", "refused"),
+    [
+        ("daemon", "", {}),
+        ("no-such-user", "no-such-user2", {}),
+        ("sync", "", {"user_sync": "sync is there, with the first group nogroup"}),
+        ("daemon", "sync", {"user_sync": "sync is there, with the first group nogroup"}),
+    ],
+)
+def test_a_user_who_is_there_serves_as_it_is_or_is_refused(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, owner: str, backup_owner: str, refused: dict[str, str]
+) -> None:
+    monkeypatch.setattr(host, "become", lambda _: None)
+    named = replace(conf, owner=owner, backup_owner=backup_owner)
+    found = failed(check(named))
+    assert {name: said for name, said in found.items() if name.startswith("user_")} == refused
+    missing = [name for name in (owner, backup_owner) if name.startswith("no-")]
+    assert check(named).data["missing_users"] == missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import shutil
@@ -55,7 +56,7 @@ def preflight(
     resources.preload()
     drifted = drift.compare(_parsed("--state", state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
-    checks += [*_file_systems(config), *_paths(config), *(_places(config, places) if places else [])]
+    checks += [*_users(config), *_file_systems(config), *_paths(config), *(_places(config, places) if places else [])]
     # Units that are on the host already were understood by its systemd.
     checks += (
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
@@ -65,6 +66,7 @@ def preflight(
     checks += [] if standby else [failover.may_write(config)]
     data: dict[str, Any] = {
         "missing_packages": _missing_packages(config),
+        "missing_users": [name for name in (config.owner, config.backup_owner) if name and _uid(name) is None],
         "application_units": [_unit(config, name) for name in config.application_units],
     }
     paths_are_sound = all(check.ok for check in checks)
@@ -193,6 +195,38 @@ def _directories(config: Config) -> dict[str, Path]:
         "backup": config.backup_directory,
         "state": config.state_directory,
     }
+
+
+def _users(config: Config) -> list[Check]:
+    """Check that users who are there already, the application's for one, can serve as they are: none is changed.
+
+    Both users are in the owner's group first: what the one writes for the other is the group's.
+    """
+    try:
+        group: int | None = grp.getgrnam(config.owner).gr_gid
+    except KeyError:
+        group = None
+    checks = []
+    for name in filter(None, (config.owner, config.backup_owner)):
+        try:
+            first = pwd.getpwnam(name).pw_gid
+        except KeyError:
+            continue
+        try:
+            measured = grp.getgrgid(first).gr_name
+        except KeyError:
+            measured = f"group {first}"
+        checks.append(
+            Check(
+                f"user_{name}",
+                first == group,
+                f"a user whose first group is {config.owner}, or none yet",
+                f"{name} is there, with the first group {measured}",
+                f"with nothing of its running: {'' if group else f'groupadd --system {config.owner} && '}"
+                f"usermod --gid {config.owner} {name}; or name another: abathur_db_owner, abathur_db_backup_owner",
+            )
+        )
+    return checks
 
 
 def _file_systems(config: Config) -> list[Check]:
