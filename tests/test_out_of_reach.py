@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pwd
@@ -488,6 +489,57 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
     for command in ("take-over", "backup", "verify all"):
         code, said = host.tool(command)
         assert (code, "took" in said) == (0, False), said
+
+
+@pytest.fixture
+def mount(host: Host) -> Iterator[Path]:
+    """Return the backup directory on a disk of its own, as the owner's, with a link that the owner planted."""
+    directory = host.conf.backup_directory
+    aside = directory.rename(host.home / "aside")
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", directory], check=True)
+    try:
+        shutil.copytree(aside, directory, dirs_exist_ok=True)
+        (directory / "abathur_20200101_000000.json").symlink_to("/etc/shadow")
+        owner = pwd.getpwnam(OWNER)
+        for each in [directory, *directory.rglob("*")]:
+            os.chown(each, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+            if not each.is_symlink():
+                each.chmod(0o700 if each.is_dir() else 0o600)
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_backups_on_a_disk_of_their_own_are_taken_over_where_they_are(host: Host, mount: Path, *, cut: bool) -> None:
+    made = host.counting()
+    if cut:
+        os.chown(mount, pwd.getpwnam(KEEPER).pw_uid, -1)
+        mount.chmod(takeover.SWEEPING)
+    code, said = host.tool("take-over --dry-run")
+    assert (code, "would give" in said) == (0, True)
+    code, said = host.tool("take-over")
+    assert (code, "took 1 backup over" in said) == (0, True), said
+    assert f"from {mount}/{mount.name}.former, which stays" in said
+    assert host.counting() == made
+    # What was the owner's stays its own, apart from what counts.
+    reached = ast.literal_eval(host.intruder(ATTACKS.format(home=str(mount))))
+    assert [each for each in reached if ".former" not in str(each[1])] == []
+    assert host.counting() == made
+    assert mount.stat().st_mode & 0o7777 == takeover.MODE
+    for command in ("take-over", "backup", "verify all"):
+        code, said = host.tool(command)
+        assert (code, "took" in said) == (0, False), said
+
+
+def test_an_empty_disk_for_the_backups_is_given_as_it_is(host: Host, mount: Path) -> None:
+    for each in mount.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    code, said = host.tool("take-over")
+    assert (code, "took" in said) == (0, False), said
+    assert not list(mount.iterdir())
+    assert host.tool("backup")[0] == 0
 
 
 def test_without_room_for_the_copies_nothing_is_touched(former: Config) -> None:

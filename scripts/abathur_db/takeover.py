@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from abathur_db.config import LARGEST, Config
 from abathur_db.manifest import Manifest
 from abathur_db.result import Failure, Result, counted
 
-MODE = 0o750
+MODE, SWEEPING = 0o750, 0o710
 MOVING, FORMER = "moving", "former"
 
 
@@ -21,22 +22,33 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
     """Give the backup directory to the user of its own, as root; what the owner had in it is copied and compared.
 
     A directory that was the owner's gets another name first and stays, because a file keeps its owner, and whoever has
-    it open, wherever it goes. Can be run again after it was killed. Raises Failure when the space is not there.
+    it open, wherever it goes. One that is a mount has to stay where it is: what is in it goes into one below it. Can be
+    run again after it was killed. Raises Failure when the space is not there.
     """
     if not config.backup_owner:
         return Result("take-over", "backups have no user of their own")
     directory, account = config.backup_directory, host.account(config.backup_owner)
-    owners = os.path.lexists(directory) and directory.stat().st_uid == host.account(config.owner).pw_uid
-    waiting = _aside(directory, MOVING)
+    found, owner = guarded.facts(directory), host.account(config.owner).pw_uid
+    mounted = os.path.ismount(directory)
+    owners = found is not None and (found.st_uid == owner or (mounted and found.st_mode & 0o7777 == SWEEPING))
+    base = directory / directory.name if mounted else directory
+    waiting = _aside(base, MOVING)
     if dry_run:
         said = f"would give {directory} to {config.backup_owner}, with the backups in it"
-        return Result("take-over", said, changed=bool(owners or waiting or not directory.exists()))
+        return Result("take-over", said, changed=bool(owners or waiting or found is None))
     if owners:
-        needed: int = host.as_owner(config.owner, lambda: {"bytes": _bytes(config)})["bytes"]
+        lister = config.owner if found and found.st_uid == owner else config.backup_owner
+        needed: int = host.as_owner(lister, lambda: {"bytes": _bytes(directory)})["bytes"]
         host.require_free(directory, needed + config.minimum_free_mb * host.MB, "taking the backups over")
-        waiting.append(_free(directory, MOVING))
-        directory.rename(waiting[-1])
-    changed = _give(directory, account.pw_uid, account.pw_gid, MODE) or bool(waiting)
+        aside = _free(base, MOVING)
+        if mounted:
+            # Killed before the end it has this mode, and another deploy goes on.
+            _give(directory, account.pw_uid, account.pw_gid, SWEEPING)
+            host.as_owner(config.backup_owner, lambda: _sweep(directory, aside, owner))
+        else:
+            directory.rename(aside)
+        waiting = _aside(base, MOVING)
+    changed = (not mounted and _give(directory, account.pw_uid, account.pw_gid, MODE)) or bool(waiting)
     taken = 0
     left: list[str] = []
     kept: list[Path] = []
@@ -44,13 +56,33 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         host.as_owner(config.owner, lambda source=each: _let_read(config, source))  # type: ignore[misc]
         answer = host.as_owner(config.backup_owner, lambda source=each: _copy_all(config, source))  # type: ignore[misc]
         taken, left = taken + answer["taken"], left + answer["left"]
-        kept.append(_free(directory, FORMER))
-        each.rename(kept[-1])
-        guarded.sync(each.parent)
+        kept.append(_free(base, FORMER))
+        # A name is changed by whoever owns the directory that it is in.
+        host.as_owner(config.backup_owner if mounted else "", lambda source=each: _keep(source, kept[-1]))  # type: ignore[misc]
+    changed = (mounted and _give(directory, account.pw_uid, account.pw_gid, MODE)) or changed
     summary = f"{directory} belongs to {config.backup_owner}"
     summary += f"; took {counted(taken, 'backup')} over from {', '.join(map(str, kept))}, which stays" if kept else ""
     summary += f"; not taken: {'; '.join(left)}" if left else ""
     return Result("take-over", summary, changed=changed, data={"taken": taken, "left": left})
+
+
+def _keep(source: Path, target: Path) -> dict[str, Any]:
+    source.rename(target)
+    guarded.sync(target.parent)
+    return {}
+
+
+def _sweep(directory: Path, aside: Path, owner: int) -> dict[str, Any]:
+    """Put what is the owner's into a directory of our own beside it; runs as the backups' user.
+
+    A directory of somebody else can be given another name by whoever has the one above it, but not another place.
+    """
+    theirs = [each for each in sorted(directory.iterdir()) if each.lstat().st_uid == owner]
+    if theirs:
+        guarded.directory(aside, MODE)
+    for each in theirs:
+        each.rename(_free(each, FORMER) if stat.S_ISDIR(each.lstat().st_mode) else aside / each.name)
+    return {}
 
 
 def give_back(config: Config) -> None:
@@ -59,8 +91,9 @@ def give_back(config: Config) -> None:
     _give(config.backup_directory, account.pw_uid, account.pw_gid, 0o700)
 
 
-def _bytes(config: Config) -> int:
-    return sum(each.bytes for each in catalog.backups(config))
+def _bytes(directory: Path) -> int:
+    """Return the size of the files in a directory, in bytes: at least what copies of the backups among them need."""
+    return sum(each.lstat().st_size for each in directory.iterdir())
 
 
 def _aside(directory: Path, state: str) -> list[Path]:
@@ -90,7 +123,8 @@ def _give(directory: Path, uid: int, gid: int, mode: int) -> bool:
 
 def _let_read(config: Config, source: Path) -> dict[str, Any]:
     """Let the group read the owner's backups, and what is known of their checks; runs as the owner."""
-    source.chmod(MODE)
+    if source.stat().st_uid == os.geteuid():
+        source.chmod(MODE)
     for each in [*source.iterdir(), config.state_directory / catalog.CHECKS]:
         try:
             descriptor = guarded.opened(each, os.O_RDONLY)

@@ -227,3 +227,23 @@ def test_a_backup_directory_that_was_the_owner_s_is_taken_over_by_the_deploy(hos
     again = playbook("deploy.yml", "--limit", name)
     assert "changed=0" in again.stdout, again.stdout
     host.check_output(f"rm -r {BACKUPS}.former")
+
+
+def test_a_disk_for_the_backups_that_is_the_owner_s_is_taken_over_by_the_deploy(host: Any, playbook: Any) -> None:
+    """A mount can be neither renamed nor replaced: the deploy ended in a traceback there, for ever."""
+    name = str(host.backend.get_pytest_id().removeprefix("ansible://"))
+    made = counting(host)
+    host.check_output(f"cp -a {BACKUPS} /root/copy && mount -t tmpfs -o size=64m tmpfs {BACKUPS}")
+    try:
+        host.check_output(
+            f"cp -a /root/copy/abathur_* {BACKUPS} && chown -R abathur: {BACKUPS} && chmod -R go= {BACKUPS}"
+        )
+        done = playbook("deploy.yml", "--limit", name)
+        assert done.returncode == 0, done.stdout
+        assert set(made[:2]) <= set(counting(host))
+        assert host.check_output(f"stat -c '%U %a' {BACKUPS}") == "abathur-backup 750"
+        again = playbook("deploy.yml", "--limit", name)
+        assert "changed=0" in again.stdout, again.stdout
+    finally:
+        host.check_output(f"umount {BACKUPS} && rm -r /root/copy")
+    back_up(host)
