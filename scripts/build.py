@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import re
 import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import controller
 
 ROOT = Path(__file__).resolve().parents[1]
 # Isolated mode: neither the caller's directory nor PYTHON* variables reach a tool that root may run.
@@ -60,12 +62,11 @@ def _distribution(name: str) -> dict[str, bytes]:
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        sys.exit(
-            f"build: {name} is not installed for this Python\nnext: run it from the project's environment: make venv"
-        )
+        sys.exit(f"build: {name} is not installed for {sys.executable}. Next: {controller.ENVIRONMENT}")
     if pinned is None or distribution.version != pinned[1]:
         wanted = pinned[1] if pinned else "no version"
-        sys.exit(f"build: {name} {distribution.version} is installed, requirements.txt pins {wanted}\nnext: make venv")
+        said = f"build: {name} {distribution.version} is installed for {sys.executable}, requirements.txt pins {wanted}"
+        sys.exit(f"{said}. Next: {controller.ENVIRONMENT}")
     wanted_files = re.compile(rf"{name}/[a-z_]+\.py|{name}-[^/]+/(licenses/)?LICEN[CS]E")
     return {
         each.as_posix(): Path(str(each.locate())).read_bytes()
@@ -89,11 +90,14 @@ def archive(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def main() -> None:
-    """Write the artefact to --output unless it is there already."""
+def build() -> dict[str, Any]:
+    """Write the artefact to --output unless it is there already; return its path, release and SHA-256."""
     parser = argparse.ArgumentParser(description="Builds the zip application abathur-db.")
-    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, default: dist")
-    target = parser.parse_args().output / "abathur-db"
+    parser.add_argument(
+        "--output", type=Path, help="directory, default: dist, or the cache where that cannot be written"
+    )
+    parser.add_argument(controller.LOOKUP, action="store_true", help="why it fails is part of the answer")
+    target = (parser.parse_args().output or controller.writable(ROOT / "dist")) / "abathur-db"
     files = sources()
     version = re.search(rb'__version__ = "(.+)"', files["abathur_db/__init__.py"])
     if version is None:
@@ -109,8 +113,8 @@ def main() -> None:
         partial.write_bytes(built)
         partial.chmod(0o755)
         partial.replace(target)
-    print(json.dumps({"path": str(target), "release": release, "sha256": digest}))
+    return {"path": str(target), "release": release, "sha256": digest}
 
 
 if __name__ == "__main__":
-    main()
+    controller.answer(build)

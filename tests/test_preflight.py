@@ -215,7 +215,10 @@ def test_the_application_and_missing_packages_are_reported(conf: Config, monkeyp
     shown = {"ActiveState": "active", "UnitFileState": "disabled"}
     monkeypatch.setattr(host, "unit_properties", lambda *_: shown)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    data = check(replace(conf, application_units=["abathur.service"])).data
+    result = check(replace(conf, application_units=["abathur.service"]))
+    data = result.data
+    # Nor is there an apt-get to install it with.
+    assert failed(result) == {"packages": "zstd is missing"}
     unit = {"name": "abathur.service", "active": True, "enabled": False, "stopped": False}
     assert data["application_units"] == [unit]
     assert data["missing_packages"] == ["zstd"]
@@ -256,7 +259,8 @@ def test_calendars_and_times_are_checked_by_the_hosts_systemd(conf: Config) -> N
 
 def test_where_there_is_no_systemd_to_ask_no_calendar_is_checked(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert failed(preflight.preflight(conf, "", "", '{"calendar": {"drill": "every tea time"}}')) == {}
+    gzipped = replace(conf, backup_compression="gzip")
+    assert failed(preflight.preflight(gzipped, "", "", '{"calendar": {"drill": "every tea time"}}')) == {}
 
 
 def test_a_directory_in_one_of_the_owners_is_refused_because_the_owner_could_swap_it(conf: Config) -> None:

@@ -182,6 +182,13 @@ def test_a_host_without_a_former_release_says_so(conf: Config) -> None:
     assert "abathur_db_rollback_to=latest" in caught.value.hint
 
 
+def test_of_several_hosts_one_without_a_former_release_is_passed_over(conf: Config) -> None:
+    result = go_back(conf, if_kept=True)
+    assert (result.ok, result.changed, result.data["done"], result.data["release"]) == (True, False, [], "one")
+    assert result.data["passed_over"] == result.summary
+    assert result.summary.startswith("there is no former release")
+
+
 def test_a_former_release_that_was_deleted_is_named(conf: Config, etc: Path) -> None:
     deploy(conf, etc, "two", ["backup", "drill"])
     (conf.install_directory / "one").rmdir()

@@ -672,4 +672,4 @@ def test_the_controller_s_litestream_is_the_pinned_one_as_its_wheel_brought_it(
     refused("is no program for Linux")
     monkeypatch.undo()
     monkeypatch.setattr(litestream, "DISTRIBUTION", "no-such-thing")
-    refused("is not installed for this Python")
+    refused("no-such-thing is not installed for /.*python.*Next: make venv")

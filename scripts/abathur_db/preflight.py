@@ -69,6 +69,8 @@ def preflight(
         "missing_users": [name for name in (config.owner, config.backup_owner) if name and _uid(name) is None],
         "application_units": [_unit(config, name) for name in config.application_units],
     }
+    if data["missing_packages"]:
+        checks.append(_packages(data["missing_packages"]))
     paths_are_sound = all(check.ok for check in checks)
     if paths_are_sound:
         checks.append(_followed(config, data) if standby else _planned(config, data))
@@ -187,6 +189,18 @@ def _unit(config: Config, name: str) -> dict[str, str | bool]:
 def _missing_packages(config: Config) -> list[str]:
     needs_zstd = config.backup_compression == "zstd" and not shutil.which("zstd")
     return ["zstd"] if needs_zstd else []
+
+
+def _packages(missing: list[str]) -> Check:
+    """Check that the packages that are missing can be installed, as far as the host itself can tell."""
+    named = ", ".join(missing)
+    return Check(
+        "packages",
+        shutil.which("apt-get") is not None,
+        f"{named}, or apt-get to install it",
+        f"{named} is missing",
+        f"install {named} on the host, or do without: abathur_db_backup_compression: gzip",
+    )
 
 
 def _directories(config: Config) -> dict[str, Path]:

@@ -226,12 +226,15 @@ def spared(config: Config) -> list[str]:
     return [each["backup"] for each in records if each and each["backup"]]
 
 
-def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_run: bool = False) -> Result:
+def rollback(
+    config: Config, to: str, lose_rows: bool, failed_deploy: bool, *, if_kept: bool = False, dry_run: bool = False
+) -> Result:
     """Go back: with no `to`, to the release before the last deploy; else to that backup, `latest`, a moment or `fresh`.
 
     The release before the last deploy gets the database as it is, or, when that deploy migrated it,
     or when it is missing or corrupt, from a backup; rows written since are lost only with `lose_rows`.
-    `failed_deploy`: return from a deploy that did not end well; without one there is nothing to do.
+    `failed_deploy`: return from a deploy that did not end well; without one there is nothing to do. `if_kept`: of
+    several hosts one that has no former release is passed over, and is no failure.
     Runs as root; what touches the database runs as its owner. Can be run again after it was killed.
     """
     folder = _pending(config) if record(_pending(config)) else _kept(config)
@@ -245,8 +248,11 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
             "roll the primary back; another release comes to a standby by a deploy: ansible-playbook deploy.yml",
         )
     if not to and former is None:
+        nothing = "there is no former release: this host was deployed once, or never changed"
+        if if_kept:
+            return Result("rollback", nothing, data={"done": [], "passed_over": nothing, "release": current(config)})
         raise Failure(
-            "there is no former release: this host was deployed once, or never changed",
+            nothing,
             "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
         )
     target = None if to else former

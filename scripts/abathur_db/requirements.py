@@ -64,7 +64,7 @@ def python():
         tuple(sys.version_info[:3]) >= PYTHON,
         ">= " + dotted(PYTHON),
         dotted(tuple(sys.version_info[:3])),
-        "upgrade to Debian 12 or later, or set ansible_python_interpreter",
+        "upgrade the host to Debian 12 or later: the tool runs with its /usr/bin/python3",
     )
 
 

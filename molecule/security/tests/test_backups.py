@@ -233,7 +233,7 @@ def test_a_disk_for_the_backups_that_is_the_owner_s_is_taken_over_by_the_deploy(
     """A mount can be neither renamed nor replaced: the deploy ended in a traceback there, for ever."""
     name = str(host.backend.get_pytest_id().removeprefix("ansible://"))
     made = counting(host)
-    host.check_output(f"cp -a {BACKUPS} /root/copy && mount -t tmpfs -o size=64m tmpfs {BACKUPS}")
+    host.check_output(f"cp -a {BACKUPS} /root/copy && mount -t tmpfs -o size=1g tmpfs {BACKUPS}")
     try:
         host.check_output(
             f"cp -a /root/copy/abathur_* {BACKUPS} && chown -R abathur: {BACKUPS} && chmod -R go= {BACKUPS}"

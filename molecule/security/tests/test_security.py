@@ -222,7 +222,7 @@ def test_remove_told_twice_deletes_links_and_not_what_they_point_to(host: Any, p
     assert "nothing was removed" in " ".join(refused.stdout.split())
     assert "changed=0" in refused.stdout
     # A disk of its own, which cannot be removed.
-    host.check_output("mount -t tmpfs -o size=64m tmpfs /var/backups/abathur && touch /var/backups/abathur/file")
+    host.check_output("mount -t tmpfs -o size=1g tmpfs /var/backups/abathur && touch /var/backups/abathur/file")
     done = playbook("playbooks/remove.yml", "--limit", f"{name_of(host)},localhost", "-e", json.dumps(twice))
     assert done.returncode == 0, done.stdout
     assert host.check_output("ls -A /var/backups/abathur") == ""

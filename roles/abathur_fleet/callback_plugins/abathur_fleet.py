@@ -32,8 +32,9 @@ NOT_BEGUN, FAILED = "not begun", "failed"
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """Return why a task failed: its message, of a list the first and the last line."""
-    found = result.get("msg") or "it gave no reason"
+    """Return why a task failed: its message, of a loop those of the items that failed, of a list the first and last."""
+    failed = [each for each in result.get("results") or [] if each.get("failed")]
+    found = [each.get("msg") for each in failed] or result.get("msg") or "it gave no reason"
     if isinstance(found, list):
         lines = [sentence({"msg": each}) for each in found]
         found = "; ".join(dict.fromkeys([lines[0], lines[-1]]))
@@ -56,11 +57,16 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Remember the last failure of a host: after a rescue it is the one that says what was done about it."""
         if not ignore_errors:
-            self.reasons[result.host.name] = sentence(result.result)
+            self._remember(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Remember that a host did not answer."""
-        self.reasons[result.host.name] = sentence(result.result)
+        self._remember(result)
+
+    def _remember(self, result: Any) -> None:
+        # Before ansible-core 2.19 what is public now had an underscore.
+        host, found = (getattr(result, name if hasattr(result, name) else f"_{name}") for name in ("host", "result"))
+        self.reasons[host.name] = sentence(found)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write the summary, the failed hosts last, where the eye is."""
@@ -69,10 +75,16 @@ class CallbackModule(CallbackBase):
             return
         rows = [self._row(stats, name) for name in run["hosts"]]
         self._show(sorted(rows, key=_order))
+        for each in run.get("unknown", []):
+            self._display.warning(each)
         file = self.get_option("file")
         if file and not context.CLIARGS["check"]:
-            Path(file).parent.mkdir(exist_ok=True)
-            Path(file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            try:
+                Path(file).parent.mkdir(exist_ok=True)
+                Path(file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            except OSError as error:
+                another = "Next: ABATHUR_FLEET_FILE=PATH names another"
+                self._display.warning(f"the summary was not written to {file}: {error.strerror}. {another}")
 
     def _show(self, rows: list[dict[str, str]]) -> None:
         """Print a line per host, and how many there are of each state."""
@@ -89,7 +101,7 @@ class CallbackModule(CallbackBase):
         """Return what came of a host."""
         counts = stats.summarize(name)
         done = stats.custom.get(name, {}).get("abathur_fleet", {})
-        row = {"host": name, "state": NOT_BEGUN, "release": done.get("release") or "", "reason": ""}
+        row = {"host": name, "state": NOT_BEGUN, "release": done.get("release") or "", "reason": done.get("reason", "")}
         if counts["failures"] or counts["unreachable"]:
             row |= {"state": FAILED, "reason": self.reasons.get(name, "")}
         elif done:

@@ -1,0 +1,35 @@
+"""Answers of the controller's scripts to a lookup of Ansible, which shows nothing of a program that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LOOKUP = "--lookup"
+"""The argument with which a lookup runs a script: why it fails is then part of its answer, which the play tells."""
+ENVIRONMENT = "make venv, then .venv/bin/ansible-playbook deploy.yml; or into Ansible's own environment: "
+ENVIRONMENT += "pip install --require-hashes -r requirements.txt"
+"""What brings the pinned packages, in the words of a next step."""
+
+
+def answer(find: Callable[[], dict[str, Any]]) -> None:
+    """Print what `find` returns as one JSON line; for a lookup also why it exits with a sentence, as `error`."""
+    try:
+        found = find()
+    except (SystemExit, OSError) as error:
+        if LOOKUP not in sys.argv:
+            raise
+        found = {"error": str(error)}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def writable(directory: Path) -> Path:
+    """Return a directory that can be written: this one, or in somebody else's checkout the caller's cache."""
+    there = directory if directory.exists() else directory.parent
+    if os.access(there, os.W_OK):
+        return directory
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abathur-ops"
