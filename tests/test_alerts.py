@@ -177,7 +177,7 @@ def test_a_webhook_gets_the_alert_as_json(failed: Config, listener: Listener, cr
     ((method, path, body, agent),) = listener.requests
     assert (method, path) == ("POST", "/hook/secret")
     assert agent.startswith("abathur-db/")
-    assert set(body) == {"text", "job", "result", "summary", "hint", "host", "time", "journal"}
+    assert set(body) == {"text", "job", "result", "summary", "hint", "cause", "host", "time", "journal"}
     assert (body["job"], body["summary"]) == ("backup", "job backup failed: the disk is full")
     assert body["journal"] == ["backup: line 1", "line 2"]
     assert "next: df -h" in body["text"]
@@ -416,6 +416,37 @@ def test_the_journal_is_asked_for_one_run_or_for_the_unit(monkeypatch: pytest.Mo
     assert host.journal("backup", "", 5)[0].endswith("--unit abathur-db@backup.service")
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert host.journal("backup", "", 5) == []
+
+
+def test_what_keeps_no_record_is_told_again_for_another_cause_and_after_a_success(
+    conf: Config, listener: Listener, credentials: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A deploy by pulling: systemd's sentence is the same for all of its failures, and its journal is not."""
+    (credentials / "webhook").write_text(listener.address)
+    program(tmp_path / "journalctl", f'case "$*" in *MESSAGE_ID*) cat {tmp_path}/good;; *) cat {tmp_path}/lines;; esac')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("MONITOR_UNIT", "abathur-pull.service")
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "2")
+    monkeypatch.setenv("MONITOR_INVOCATION_ID", "abc")
+
+    def told(line: str, good: str = "") -> int:
+        (tmp_path / "lines").write_text(f"{line}\n")
+        (tmp_path / "good").write_text(good)
+        alerts.alert(conf, "pull", webhook=True)
+        return len(listener.requests)
+
+    assert told("fatal: the server 10.0.0.1 is away") == 1
+    assert told("fatal: the server 10.0.0.2 is away") == 1
+    assert told("no such branch") == 2
+    assert told("no such branch") == 2
+    assert told("no such branch", "Finished abathur-pull.service") == 3
+
+
+def test_without_a_journal_no_success_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not host.succeeded_since("", datetime.now(UTC))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not host.succeeded_since("abathur-pull.service", datetime.now(UTC))
 
 
 ODD = {

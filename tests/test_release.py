@@ -182,6 +182,21 @@ def test_a_host_without_a_former_release_says_so(conf: Config) -> None:
     assert "abathur_db_rollback_to=latest" in caught.value.hint
 
 
+def test_a_rollback_of_a_host_that_pulls_pauses_that_and_says_how_to_go_on(
+    conf: Config, etc: Path, called: list[tuple[str, ...]]
+) -> None:
+    deploy(conf, etc, "two", ["backup", "drill"])
+    wants = etc / "systemd/system/timers.target.wants" / release.PULL
+    wants.symlink_to(f"/etc/systemd/system/{release.PULL}")
+    called.clear()
+    assert "would pause pulling" in go_back(conf, dry_run=True).summary
+    assert not called
+    result = go_back(conf)
+    assert called[0] == ("disable", "--now", release.PULL)
+    assert result.summary.startswith("pulling is paused, or its next run would undo this; once the repository is right")
+    assert result.summary.endswith("systemctl enable --now abathur-pull.timer; returned to release one")
+
+
 def test_of_several_hosts_one_without_a_former_release_is_passed_over(conf: Config) -> None:
     result = go_back(conf, if_kept=True)
     assert (result.ok, result.changed, result.data["done"], result.data["release"]) == (True, False, [], "one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -39,7 +40,9 @@ SENDMAIL_PATH = "/usr/sbin:/usr/lib:/usr/bin"
 
 
 def compose(config: Config, job: str) -> dict[str, Any]:
-    """Return what is known of a failed run: job, result, summary, hint, host, time and its last journal lines.
+    """Return what is known of a failed run: job, result, summary, hint, cause, host, time and its last journal lines.
+
+    `cause` is the same for failures that say the same, numbers apart; one that says nothing is known by its journal.
 
     systemd gives the unit's result in MONITOR_* variables (systemd.exec(5)). A run that was killed
     left no result of its own; one on a full disk left it in the journal alone.
@@ -49,6 +52,7 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     invocation = os.environ.get("MONITOR_INVOCATION_ID", "")
     unit = os.environ.get("MONITOR_UNIT", f"abathur-db@{job}").removesuffix(".service")
     journal = host.journal(job, invocation, JOURNAL_LINES)
+    said_why = True
     own_words = last is not None and not last["ok"] and last["invocation"] == invocation
     if last is not None and (own_words or (not outcome and not last["ok"])):
         sentence, hint = f"failed: {last['summary']}", last["hint"]
@@ -59,11 +63,15 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     else:
         sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
         hint = f"see why: journalctl -u {unit} -n 50"
+        said_why = False
+    # Other numbers are no other cause: each minute the last change is a minute older.
+    cause = re.sub(r"\d+", "0", "\n".join([sentence, *([] if said_why else journal)]))
     return {
         "job": job,
         "result": outcome,
         "summary": _told(f"job {job} {sentence}"),
         "hint": _told(hint),
+        "cause": hashlib.sha256(cause.encode(errors="replace")).hexdigest()[:16],
         "host": socket.gethostname(),
         "time": runs.now(),
         "journal": [_told(each) for each in journal],
@@ -148,10 +156,7 @@ def _memory(config: Config, way: str, job: str) -> Path:
 
 
 def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
-    """Tell whether this way took the same news within the hour, and the job has not succeeded since.
-
-    Other numbers are no other news: each minute the last change is a minute older.
-    """
+    """Tell whether this way took news of the same cause within the hour, and the job has not succeeded since."""
     try:
         before = foreign.record(guarded.read_text(_memory(config, way, news["job"])))
         told = foreign.moment(before.get("time"))
@@ -160,12 +165,10 @@ def _told_before(config: Config, way: str, news: dict[str, Any]) -> bool:
     success = _known(config, "success", news["job"])
     recovered = success is not None and foreign.moment(success["finished"]) >= told
     recent = 0 <= (datetime.now(UTC) - told).total_seconds() < REPEAT_SECONDS
-    same = _without_numbers(str(before.get("summary"))) == _without_numbers(news["summary"])
-    return same and recent and not recovered
-
-
-def _without_numbers(sentence: str) -> str:
-    return re.sub(r"\d+", "0", sentence)
+    if not recent or recovered or before.get("cause") != news["cause"]:
+        return False
+    # What is no command of the tool, as a deploy by pulling, leaves no record of its successes.
+    return success is not None or not host.succeeded_since(os.environ.get("MONITOR_UNIT", ""), told)
 
 
 def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
@@ -173,7 +176,7 @@ def _remember(config: Config, way: str, news: dict[str, Any]) -> None:
     # On the full disk that is the news, for one: told twice is better than by one way only.
     with suppress(Failure, OSError):
         guarded.directory(path.parent)
-        runs.write_whole(path, json.dumps({"summary": news["summary"], "time": news["time"]}) + "\n")
+        runs.write_whole(path, json.dumps({"cause": news["cause"], "time": news["time"]}) + "\n")
 
 
 def _run(command: str, news: dict[str, Any]) -> str:

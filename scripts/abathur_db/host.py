@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from abathur_db import foreign
 from abathur_db.result import Check, Exit, Failure, printable
 
 MB = 1_000_000
+FINISHED = "39f53479d3a045ac8e11786248231fbf"
+"""SD_MESSAGE_UNIT_STARTED of sd-messages.h: a oneshot service has run to its end."""
 UNITS = Path("/etc/systemd/system")
 FENCE = Path("/etc/abathur-db.fenced")
 """While it is there, no application starts on this host and no command writes; it says since when."""
@@ -358,6 +361,15 @@ def journal(job: str, invocation: str, lines: int) -> list[str]:
     command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={lines}", *which]
     done = subprocess.run(command, capture_output=True, check=False)
     return foreign.words(done.stdout).splitlines()
+
+
+def succeeded_since(unit: str, moment: datetime) -> bool:
+    """Tell whether systemd has finished a unit well since then, as far as the journal tells."""
+    if not unit or not shutil.which("journalctl"):
+        return False
+    which = ["--unit", unit, f"--since=@{moment.timestamp():.0f}", f"MESSAGE_ID={FINISHED}", "JOB_RESULT=done"]
+    command = ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=1", *which]
+    return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
 
 def properties_of(units: list[str], *names: str) -> dict[str, dict[str, str]]:

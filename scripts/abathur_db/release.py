@@ -48,6 +48,8 @@ OURS = re.compile(
 )
 """What a unit has in it that a deploy made, before there was a mark its description: an operator's own has a name like
 ours perhaps. The role abathur_maintenance says the same."""
+PULL = "abathur-pull.timer"
+"""Deploys what the host's repository has (role abathur_pull)."""
 STOPPED = "stopped.json"
 """Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
 RUNNING = ("active", "activating", "reloading")
@@ -260,9 +262,14 @@ def rollback(
     if dry_run:
         said = host.as_owner(config.owner, lambda: _dry(config, source)) if source else {"summary": ""}
         parts = [f"would return to release {target['release']}"] if target else []
+        parts += ["would pause pulling"] if target and not failed_deploy and _pulls() else []
         parts += [said["summary"]] if source else ["the database stays as it is"]
         return Result("rollback", "; ".join(parts), changed=True, data={"source": source or None, "done": []})
     done: list[str] = []
+    if target and not failed_deploy and _pulls():
+        host.control("disable", "--now", PULL)
+        resume = f"systemctl enable --now {PULL}"
+        done.append(f"pulling is paused, or its next run would undo this; once the repository is right: {resume}")
     units = _stop(config, needed=bool(source))
     try:
         if source:
@@ -286,6 +293,11 @@ def rollback(
         changed=bool(done),
         data={"source": source or None, "release": current(config), "done": done},
     )
+
+
+def _pulls() -> bool:
+    """Tell whether this host deploys to itself."""
+    return (ETC / UNITS / "timers.target.wants" / PULL).is_symlink()
 
 
 def _close(config: Config, failed_deploy: bool) -> None:

@@ -53,6 +53,7 @@ class CallbackModule(CallbackBase):
         """Begin with no failure."""
         super().__init__()
         self.reasons: dict[str, str] = {}
+        self.unreached: set[str] = set()
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Remember the last failure of a host: after a rescue it is the one that says what was done about it."""
@@ -61,12 +62,13 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Remember that a host did not answer."""
-        self._remember(result)
+        self.unreached.add(self._remember(result))
 
-    def _remember(self, result: Any) -> None:
+    def _remember(self, result: Any) -> str:
         # Before ansible-core 2.19 what is public now had an underscore.
         host, found = (getattr(result, name if hasattr(result, name) else f"_{name}") for name in ("host", "result"))
         self.reasons[host.name] = sentence(found)
+        return str(host.name)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write the summary, the failed hosts last, where the eye is."""
@@ -102,7 +104,8 @@ class CallbackModule(CallbackBase):
         counts = stats.summarize(name)
         done = stats.custom.get(name, {}).get("abathur_fleet", {})
         row = {"host": name, "state": NOT_BEGUN, "release": done.get("release") or "", "reason": done.get("reason", "")}
-        if counts["failures"] or counts["unreachable"]:
+        # One that was passed over is counted by nobody else.
+        if counts["failures"] or counts["unreachable"] or name in self.unreached:
             row |= {"state": FAILED, "reason": self.reasons.get(name, "")}
         elif done:
             row["state"] = done["state"] if counts["changed"] else "unchanged"
