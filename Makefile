@@ -169,6 +169,8 @@ lock: venv ## pin the newest versions that requirements.in allows
 	  --upgrade benchmarks/requirements.in -o benchmarks/requirements.txt
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
 	  --constraints requirements.txt --upgrade roles/abathur_pull/files/requirements.in -o roles/abathur_pull/files/requirements.txt
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
+	  --upgrade molecule/operator/oldest.in -o molecule/operator/oldest.txt
 
 docs: venv ## write the README's generated tables anew
 	@PYTHONPATH=. $(VENV)/python scripts/docs.py

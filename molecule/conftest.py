@@ -50,14 +50,18 @@ def playbook() -> Playbook:
     """Run a playbook from the root of the repository, or of another checkout, against this scenario's hosts."""
 
     def run(
-        name: str, *arguments: str, inventory: str | None = None, root: Path = ROOT
+        name: str,
+        *arguments: str,
+        inventory: str | None = None,
+        root: Path = ROOT,
+        program: Path = Path("ansible-playbook"),
     ) -> subprocess.CompletedProcess[str]:
         settings = {"ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         environment = {**os.environ, **settings, "ABATHUR_FLEET_FILE": str(SUMMARY)}
         environment.pop("ANSIBLE_FORCE_COLOR", None)
         path = inventory or os.environ["MOLECULE_INVENTORY_FILE"]
         return subprocess.run(
-            ["ansible-playbook", name, "-i", path, *arguments],
+            [program, name, "-i", path, *arguments],
             cwd=root,
             env=environment,
             capture_output=True,
