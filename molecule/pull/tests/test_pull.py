@@ -95,9 +95,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterat
     given(host, f"{wheels}/", "/srv/wheels/")
     host.check_output("printf '[global]\\nno-index = true\\nfind-links = /srv/wheels\\n' > /etc/pip.conf")
     arguments = ["playbooks/pull.yml", "--limit", name(), "-e", json.dumps(PULL)]
-    inventory = ("-i", os.environ["MOLECULE_INVENTORY_FILE"])
-    subprocess.run(["ansible-playbook", *inventory, *arguments], cwd=ROOT, check=True)
-    yield Repository(tmp_path_factory.mktemp("operator"))
+    command = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], *arguments]
+    # With git on the host, but no repository there yet.
+    refused = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert "does not appear to be a git repository. What pulls was not changed" in " ".join(refused.stdout.split())
+    assert not host.file("/etc/systemd/system/abathur-pull.timer").exists
+    made = Repository(tmp_path_factory.mktemp("operator"))
+    made.commit()
+    subprocess.run(command, cwd=ROOT, check=True)
+    yield made
     host.run("systemctl disable --now abathur-pull.timer")
 
 
