@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, hosts
+from packaging.markers import Marker
 
 PARTS = (".ci", "ansible.cfg", "deploy.yml", "playbooks", "requirements.txt", "roles", "scripts", "sql")
 LOCK = ROOT / "roles/abathur_pull/files/requirements.txt"
@@ -76,14 +77,28 @@ def given(host: Any, source: Path | str, target: str) -> None:
     host.ansible("ansible.builtin.copy", f"src={source} dest={target} mode=preserve", check=False)
 
 
+def locked(version: str) -> str:
+    """Return what the lock file pins for a version of Python: pip goes by the Python that it runs with."""
+    wanted = {"python_version": version, "python_full_version": f"{version}.0"}
+    pins = []
+    for each in re.split(r"\n(?=\w)", LOCK.read_text()):
+        name, _, marker = each.partition(" \\\n")[0].partition(" ; ")
+        if not marker or Marker(marker).evaluate(wanted):
+            pins.append(each.replace(f" ; {marker}", "", 1) if marker else each)
+        assert "==" in name
+    return "\n".join(pins)
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with the packages that the lock names, for the host's Python."""
     home = tmp_path_factory.mktemp("wheels")
     tags = [f"--platform=manylinux{each}_{platform.machine()}" for each in ("2014", "_2_17", "_2_28")]
     version = puller().check_output("python3 -c 'import sys; print(*sys.version_info[:2], sep=\".\")'")
+    lock = home / "lock.txt"
+    lock.write_text(locked(version))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary=:all:"]
-    subprocess.run([*command, f"--python-version={version}", *tags, "-r", LOCK, "-d", home], check=True)
+    subprocess.run([*command, f"--python-version={version}", *tags, "-r", lock, "-d", home], check=True)
     return home
 
 
