@@ -1,4 +1,4 @@
-"""What the play takes for the answer of a preflight that was carried to a host, among words of other programs."""
+"""What plays take for a preflight's answer, among words of other programs; and what a role says that runs alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ ANSWER = {"command": "preflight", "ok": True, "summary": "all 20 checks passed",
 SUDO = "sudo: unable to resolve host ip-10-0-0-7: Name or service not known"
 
 
+def played(tmp_path: Path, **play: Any) -> subprocess.CompletedProcess[str]:
+    """Run a play against this machine, with the roles of this checkout."""
+    everything = {"hosts": "localhost", "connection": "local", "gather_facts": False, **play}
+    (tmp_path / "play.yml").write_text(json.dumps([everything]))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(tmp_path / "play.yml")]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
 def plan(tmp_path: Path, *lines: str) -> Any:
     """Return what the variables of the role make of a terminal's lines."""
     said = {"stdout_lines": lines}
@@ -26,10 +35,7 @@ def plan(tmp_path: Path, *lines: str) -> Any:
         {"ansible.builtin.copy": {"content": "{{ __abathur_db_plan | to_json }}", "dest": str(tmp_path / "plan")}},
     ]
     variables = {"__abathur_db_installed": {"absent": True}, "__abathur_db_carried": said}
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": variables, "tasks": tasks}
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(tmp_path / "play.yml")]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
+    done = played(tmp_path, vars=variables, tasks=tasks)
     assert done.returncode == 0, done.stdout
     return json.loads((tmp_path / "plan").read_text())
 
@@ -47,3 +53,21 @@ def plan(tmp_path: Path, *lines: str) -> Any:
 )
 def test_the_answer_is_the_line_that_is_one(tmp_path: Path, lines: list[str], taken: Any) -> None:
     assert plan(tmp_path, *lines) == taken
+
+
+@pytest.mark.parametrize(
+    ("role", "says"),
+    [
+        (
+            "abathur_db",
+            "The role abathur_db works from what its preflight.yml finds out, which did not run in this play",
+        ),
+        ("abathur_maintenance", "The role abathur_maintenance works from what its state.yml finds out"),
+        ("abathur_monitoring", "abathur_db_metrics_textfile is empty, so there is nothing to read"),
+    ],
+)
+def test_a_role_in_a_play_of_one_s_own_says_what_it_needs(tmp_path: Path, role: str, says: str) -> None:
+    done = played(tmp_path, roles=[role])
+    assert done.returncode != 0
+    assert says in " ".join(done.stdout.split()), done.stdout
+    assert "changed=0" in done.stdout
