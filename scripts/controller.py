@@ -32,4 +32,9 @@ def writable(directory: Path) -> Path:
     there = directory if directory.exists() else directory.parent
     if os.access(there, os.W_OK):
         return directory
+    return cache()
+
+
+def cache() -> Path:
+    """Return the caller's own directory for what can be made or fetched again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abathur-ops"

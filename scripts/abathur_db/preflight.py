@@ -94,14 +94,14 @@ def preflight(
 
 
 def _machine(wanted: str) -> Check:
-    """Check that the host has the processor that the controller's Litestream is built for."""
+    """Check that the host has the processor that the Litestream of this deploy is built for."""
     found = os.uname().machine
     return Check(
         "replication_machine",
         found == wanted,
-        f"{wanted}, which the controller's Litestream is built for",
+        f"{wanted}, which Litestream is built for",
         found,
-        f"deploy it from a controller with the same processor ({found}), or set abathur_replication_enabled: false",
+        f"name it in the host's variables: abathur_replication_machine: {found}",
     )
 
 
