@@ -54,7 +54,7 @@ def install(world: World, name: str) -> list[Path]:
     (world.root / "opt/current").unlink(missing_ok=True)
     (world.root / "opt/current").symlink_to(name)
     (world.root / "etc/abathur-db.toml").write_text(f"# of {name}\n")
-    (units.parent / "abathur-db@.service").write_text(f"# of {name}\n")
+    (units.parent / "abathur-db@.service").write_text(f"# Made by Abathur Ops\n# of {name}\n")
     return [each for part in (f"opt/{name}", "etc") for each in (world.root / part).rglob("*") if each.is_file()]
 
 

@@ -36,7 +36,7 @@ def test_an_older_python_answers_in_json_when_asked(
     answer = json.loads(capsys.readouterr().out)
     assert (answer["command"], answer["ok"]) == ("preflight", False)
     assert answer["summary"] == "python is 3.9.2, needed: >= 3.11"
-    assert answer["hint"].startswith("upgrade to Debian 12")
+    assert answer["hint"].startswith("upgrade the host to Debian 12")
 
 
 def test_an_older_sqlite_fails(monkeypatch: pytest.MonkeyPatch) -> None:
