@@ -491,6 +491,26 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
         assert (code, "took" in said) == (0, False), said
 
 
+def test_on_a_disk_of_its_own_what_was_the_owner_s_goes_below_the_directory(former: Config) -> None:
+    directory = former.backup_directory
+    aside = directory.rename(directory.with_name("aside"))
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", directory], check=True)
+    try:
+        shutil.copytree(aside, directory, dirs_exist_ok=True, symlinks=True)
+        (directory / "of the owner").mkdir()
+        result = takeover.take_over(former)
+        assert result.data["taken"] == 2
+        assert len(result.data["left"]) == 3
+        below = directory / f"{directory.name}.former"
+        assert f"over from {below}, which stays" in result.summary
+        assert {each.name for each in below.iterdir()} >= {each.name for each in aside.iterdir()}
+        assert (directory / "of the owner.former").is_dir()
+        assert len(catalog.backups(former)) == 2
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
 @pytest.fixture
 def mount(host: Host) -> Iterator[Path]:
     """Return the backup directory on a disk of its own, as the owner's, with a link that the owner planted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -325,3 +326,15 @@ def test_a_user_who_is_there_serves_as_it_is_or_is_refused(
     assert {name: said for name, said in found.items() if name.startswith("user_")} == refused
     missing = [name for name in (owner, backup_owner) if name.startswith("no-")]
     assert check(named).data["missing_users"] == missing
+
+
+def test_a_user_whose_first_group_has_no_name_is_refused_by_its_number(
+    conf: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(host, "become", lambda _: None)
+    monkeypatch.setattr(grp, "getgrgid", nobody)
+    found = failed(check(replace(conf, owner="sync")))
+    assert found["user_sync"] == f"sync is there, with the first group {pwd.getpwnam('sync').pw_gid}"

@@ -229,7 +229,7 @@ def _users(config: Config) -> list[Check]:
         try:
             measured = grp.getgrgid(first).gr_name
         except KeyError:
-            measured = f"group {first}"
+            measured = str(first)
         checks.append(
             Check(
                 f"user_{name}",
