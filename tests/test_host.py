@@ -128,6 +128,7 @@ def test_where_proc_does_not_tell_the_file_system_is_unknown(monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", absent)
         assert host.file_system(Path("/")) == "unknown"
+        assert host.mount_number(Path("/")) == b""
 
 
 HOLDER = """

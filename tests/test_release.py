@@ -111,8 +111,10 @@ OPERATORS = {
 def test_units_of_an_operator_s_own_are_neither_kept_nor_removed_nor_put_back(
     conf: Config, etc: Path, called: list[tuple[str, ...]]
 ) -> None:
+    wants = etc / "systemd/system/timers.target.wants"
     for name, text in OPERATORS.items():
         (etc / "systemd/system" / name).write_text(text)
+        (wants / name).symlink_to(f"/etc/systemd/system/{name}")
     release.keep(conf, backup.backup(conf).data["id"])
     assert not [each for each in conf.install_directory.rglob("*") if each.name in OPERATORS]
     install(conf, etc, "two", ["drill"])
@@ -182,26 +184,43 @@ def test_a_host_without_a_former_release_says_so(conf: Config) -> None:
     assert "abathur_db_rollback_to=latest" in caught.value.hint
 
 
-def test_a_rollback_of_a_host_that_pulls_pauses_that_and_says_how_to_go_on(
-    conf: Config, etc: Path, called: list[tuple[str, ...]]
-) -> None:
+@pytest.fixture
+def pulling(conf: Config, etc: Path, called: list[tuple[str, ...]]) -> None:
+    """Let the host deploy to itself, and be at its second release."""
     deploy(conf, etc, "two", ["backup", "drill"])
-    wants = etc / "systemd/system/timers.target.wants" / release.PULL
-    wants.symlink_to(f"/etc/systemd/system/{release.PULL}")
+    unit = etc / "systemd/system" / release.PULL
+    unit.write_text("# Made by Abathur Ops\n")
+    (unit.parent / "timers.target.wants" / release.PULL).symlink_to(unit)
     called.clear()
+
+
+PAUSED = [("disable", "--now", release.PULL), ("stop", "abathur-pull.service")]
+
+
+@pytest.mark.usefixtures("pulling")
+def test_a_rollback_of_a_host_that_pulls_pauses_that_and_says_how_to_go_on(
+    conf: Config, called: list[tuple[str, ...]]
+) -> None:
     assert "would pause pulling" in go_back(conf, dry_run=True).summary
     assert not called
     result = go_back(conf)
-    assert called[0] == ("disable", "--now", release.PULL)
-    assert result.summary.startswith("pulling is paused, or its next run would undo this; once the repository is right")
-    assert result.summary.endswith("systemctl enable --now abathur-pull.timer; returned to release one")
+    assert called[:2] == PAUSED
+    assert ("enable", "--now", release.PULL) not in called
+    said = "pulling is paused, or it would undo this; once the repository is right: systemctl enable --now "
+    assert result.summary == f"returned to release one; {said}{release.PULL}"
 
 
-def test_of_several_hosts_one_without_a_former_release_is_passed_over(conf: Config) -> None:
-    result = go_back(conf, if_kept=True)
-    assert (result.ok, result.changed, result.data["done"], result.data["release"]) == (True, False, [], "one")
-    assert result.data["passed_over"] == result.summary
-    assert result.summary.startswith("there is no former release")
+@pytest.mark.usefixtures("pulling")
+def test_a_rollback_that_is_refused_leaves_the_host_pulling(
+    conf: Config, called: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise Failure("rows would be lost; nothing was changed", "say that they may be")
+
+    monkeypatch.setattr(release, "_return_to", refuses)
+    with pytest.raises(Failure, match="rows would be lost"):
+        go_back(conf)
+    assert [call for call in called if call[0] != "show"] == [*PAUSED, ("enable", "--now", release.PULL)]
 
 
 def test_a_former_release_that_was_deleted_is_named(conf: Config, etc: Path) -> None:

@@ -282,10 +282,6 @@ COMMANDS = {
                 "--failed-deploy",
                 {"action": "store_true", "dest": "failed_deploy", "help": "only from a deploy that failed"},
             ),
-            (
-                "--if-kept",
-                {"action": "store_true", "dest": "if_kept", "help": "pass a host over that has no former release"},
-            ),
         ),
     ),
     "preflight": Command(

@@ -178,8 +178,19 @@ def writable(
 
 
 def way(*paths: Path) -> list[Path]:
-    """Return all that leads to paths, themselves included, from the root on, by their names and as links lead."""
-    return sorted({each for path in paths for end in (path, path.resolve()) for each in (end, *end.parents)})
+    """Return all that leads to paths from the root on, themselves included: by their names, and by each link on it."""
+    found: set[Path] = set()
+    ahead = [each for path in paths for each in (path, *path.parents)]
+    while ahead:
+        each = ahead.pop()
+        if each in found:
+            continue
+        found.add(each)
+        if each.is_symlink():
+            # Not resolved at once: a link in the middle of a chain may be another user's.
+            end = Path(os.path.normpath(each.parent / each.readlink()))
+            ahead += [end, *end.parents]
+    return sorted(found)
 
 
 def roots_alone(*paths: Path) -> None:

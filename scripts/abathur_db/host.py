@@ -221,20 +221,28 @@ def require_free(path: Path, needed: int, purpose: str) -> None:
         )
 
 
-def file_system(path: Path) -> str:
-    """Return the type of the file system that holds `path`, "unknown" where /proc does not tell."""
+def mount_number(path: Path) -> bytes:
+    """Return the kernel's number of the mount that holds `path`; empty where /proc does not tell."""
     try:
         descriptor = os.open(existing(path), os.O_PATH | os.O_CLOEXEC)
         try:
             opened = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
         finally:
             os.close(descriptor)
+    except FileNotFoundError:
+        return b""
+    return opened.partition(b"mnt_id:")[2].split()[0]
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that holds `path`, "unknown" where /proc does not tell."""
+    try:
         mounts = [line.split() for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
     except FileNotFoundError:
         return "unknown"
     # By the kernel's number of the mount, not by its name: names can hold any byte. proc(5): in mountinfo the number is
     # the first field and the type follows the lone "-".
-    number = opened.partition(b"mnt_id:")[2].split()[0]
+    number = mount_number(path)
     kinds = [fields[fields.index(b"-") + 1] for fields in mounts if fields[0] == number]
     return foreign.words(kinds[0]) if kinds else "unknown"
 

@@ -56,7 +56,7 @@ def preflight(
     resources.preload()
     drifted = drift.compare(_parsed("--state", state)) if state else {}
     checks = [Check(**each) for each in requirements.all_checks()]
-    checks += [*_users(config), *_file_systems(config), *_paths(config), *(_places(config, places) if places else [])]
+    checks += [*_users(config), *_file_systems(config), *_paths(config), *(_places(places) if places else [])]
     # Units that are on the host already were understood by its systemd.
     checks += (
         times.checks(_parsed("--schedule", schedule)) if schedule and drifted.get("units", ["not looked at"]) else []
@@ -65,6 +65,8 @@ def preflight(
     checks += [_above(Path(replica))] if replica else []
     checks += [] if standby else [failover.may_write(config)]
     data: dict[str, Any] = {
+        "release": releases.current(config),
+        "unfinished": releases.unfinished(config),
         "missing_packages": _missing_packages(config),
         "missing_users": [name for name in (config.owner, config.backup_owner) if name and _uid(name) is None],
         "application_units": [_unit(config, name) for name in config.application_units],
@@ -77,8 +79,6 @@ def preflight(
         changes = any(data.get(step, {}).get("changed") for step in ("init", "seed"))
         exists = not standby and data.get("init", {}).get("data", {}).get("kind") != "create"
         data["drift"] = drifted
-        data["unfinished"] = releases.unfinished(config)
-        data["release"] = releases.current(config)
         stopped = [unit for unit in data["application_units"] if unit["stopped"]]
         unfenced = standby and not failover.complete(config)
         todo = [unfenced, *drifted.values(), data["missing_packages"], changes, data["unfinished"], stopped]
@@ -101,7 +101,9 @@ def _machine(wanted: str) -> Check:
         found == wanted,
         f"{wanted}, which Litestream is built for",
         found,
-        f"name it in the host's variables: abathur_replication_machine: {found}",
+        f"name it in the host's variables: abathur_replication_machine: {found}"
+        if found in ("x86_64", "aarch64")
+        else "do without, which Litestream is not built for: abathur_replication_enabled: false",
     )
 
 
@@ -308,11 +310,12 @@ def _paths(config: Config) -> list[Check]:
     return checks
 
 
-def _places(config: Config, text: str) -> list[Check]:
+def _places(text: str) -> list[Check]:
     """Check that whatever else root makes is made where nobody else can change a name, for the same reason."""
     places = [Path(each) for each in _parsed("--places", text).get("places", [])]
-    fault, hint = guarded.writable(guarded.way(*places), {0}, _groups(config), links=True)
-    return [Check("places", not fault, "all that root makes in directories of root's", fault or "root's", hint)]
+    fault, hint = guarded.writable(guarded.way(*places), {0}, None, links=True)
+    hint = f"{hint}; or name another place for what the deploy makes below it (its variables: README, Variables)"
+    return [Check("places", not fault, "all that root makes in directories of root's alone", fault or "root's", hint)]
 
 
 def _groups(config: Config) -> set[int]:

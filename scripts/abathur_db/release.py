@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _timers() -> list[str]:
+    ours = {each.name for each in _files(ETC)}
     wants = ETC / UNITS / "timers.target.wants"
-    return sorted(each.name for each in wants.glob("abathur-db@*.timer"))
+    return sorted(each.name for each in wants.glob("abathur-db@*.timer") if each.name in ours)
 
 
 def _services() -> list[str]:
@@ -228,15 +230,12 @@ def spared(config: Config) -> list[str]:
     return [each["backup"] for each in records if each and each["backup"]]
 
 
-def rollback(
-    config: Config, to: str, lose_rows: bool, failed_deploy: bool, *, if_kept: bool = False, dry_run: bool = False
-) -> Result:
+def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_run: bool = False) -> Result:
     """Go back: with no `to`, to the release before the last deploy; else to that backup, `latest`, a moment or `fresh`.
 
     The release before the last deploy gets the database as it is, or, when that deploy migrated it,
     or when it is missing or corrupt, from a backup; rows written since are lost only with `lose_rows`.
-    `failed_deploy`: return from a deploy that did not end well; without one there is nothing to do. `if_kept`: of
-    several hosts one that has no former release is passed over, and is no failure.
+    `failed_deploy`: return from a deploy that did not end well; without one there is nothing to do.
     Runs as root; what touches the database runs as its owner. Can be run again after it was killed.
     """
     folder = _pending(config) if record(_pending(config)) else _kept(config)
@@ -250,11 +249,8 @@ def rollback(
             "roll the primary back; another release comes to a standby by a deploy: ansible-playbook deploy.yml",
         )
     if not to and former is None:
-        nothing = "there is no former release: this host was deployed once, or never changed"
-        if if_kept:
-            return Result("rollback", nothing, data={"done": [], "passed_over": nothing, "release": current(config)})
         raise Failure(
-            nothing,
+            "there is no former release: this host was deployed once, or never changed",
             "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
         )
     target = None if to else former
@@ -262,29 +258,31 @@ def rollback(
     if dry_run:
         said = host.as_owner(config.owner, lambda: _dry(config, source)) if source else {"summary": ""}
         parts = [f"would return to release {target['release']}"] if target else []
-        parts += ["would pause pulling"] if target and not failed_deploy and _pulls() else []
+        parts += ["would pause pulling"] if target and not failed_deploy and (ETC / UNITS / PULL).exists() else []
         parts += [said["summary"]] if source else ["the database stays as it is"]
         return Result("rollback", "; ".join(parts), changed=True, data={"source": source or None, "done": []})
     done: list[str] = []
-    if target and not failed_deploy and _pulls():
-        host.control("disable", "--now", PULL)
-        resume = f"systemctl enable --now {PULL}"
-        done.append(f"pulling is paused, or its next run would undo this; once the repository is right: {resume}")
-    units = _stop(config, needed=bool(source))
-    try:
-        if source:
-            keep_rows = not to and not lose_rows
-            done.append(host.as_owner(config.owner, lambda: _restore(config, source, keep_rows))["summary"])
-        if target:
-            done += _return_to(config, target, folder)
-        if to:
-            done += host.as_owner(config.owner, lambda: _bring_up(config))["done"]
-    except BaseException:
-        # The error that began it is the one to tell.
-        with contextlib.suppress(Failure):
-            start(config, units)
-        raise
-    start(config, units)
+    leaves = bool(target) and not failed_deploy
+    with _pulling_paused(needed=leaves):
+        units = _stop(config, needed=bool(source))
+        try:
+            if source:
+                keep_rows = not to and not lose_rows
+                done.append(host.as_owner(config.owner, lambda: _restore(config, source, keep_rows))["summary"])
+            if target:
+                done += _return_to(config, target, folder)
+            if to:
+                done += host.as_owner(config.owner, lambda: _bring_up(config))["done"]
+        except BaseException:
+            # The error that began it is the one to tell.
+            with contextlib.suppress(Failure):
+                start(config, units)
+            raise
+        start(config, units)
+    if leaves and (ETC / UNITS / PULL).exists():
+        done.append(
+            f"pulling is paused, or it would undo this; once the repository is right: systemctl enable --now {PULL}"
+        )
     if folder == _pending(config) and target:
         _close(config, failed_deploy)
     return Result(
@@ -295,9 +293,21 @@ def rollback(
     )
 
 
-def _pulls() -> bool:
-    """Tell whether this host deploys to itself."""
-    return (ETC / UNITS / "timers.target.wants" / PULL).is_symlink()
+@contextlib.contextmanager
+def _pulling_paused(*, needed: bool) -> Iterator[None]:
+    """Keep this host from deploying to itself, from now on where the work goes well, else for as long as it takes."""
+    pulls = (ETC / UNITS / "timers.target.wants" / PULL).is_symlink()
+    if needed and pulls:
+        host.control("disable", "--now", PULL)
+        # One that is at work would deploy again what is taken back.
+        host.control("stop", PULL.replace(".timer", ".service"))
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Failure):
+            if needed and pulls:
+                host.control("enable", "--now", PULL)
+        raise
 
 
 def _close(config: Config, failed_deploy: bool) -> None:
@@ -393,7 +403,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     host.control("daemon-reload")
     # Of the two a standby has both, and runs one. A record of an earlier release names none.
     services = former.get("services", replica.SERVICES)
-    if enabled := former["timers"] + [name for name in services if Path(UNITS) / name in wanted]:
+    if enabled := [name for name in (*former["timers"], *services) if Path(UNITS) / name in wanted]:
         host.control("enable", "--now", *enabled)
     _flush(config)
     return [f"returned to release {former['release']}"]

@@ -29,7 +29,7 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         return Result("take-over", "backups have no user of their own")
     directory, account = config.backup_directory, host.account(config.backup_owner)
     found, owner = guarded.facts(directory), host.account(config.owner).pw_uid
-    mounted = os.path.ismount(directory)
+    mounted = _is_mount(directory)
     owners = found is not None and (found.st_uid == owner or (mounted and found.st_mode & 0o7777 == SWEEPING))
     base = directory / directory.name if mounted else directory
     waiting = _aside(base, MOVING)
@@ -64,6 +64,11 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
     summary += f"; took {counted(taken, 'backup')} over from {', '.join(map(str, kept))}, which stays" if kept else ""
     summary += f"; not taken: {'; '.join(left)}" if left else ""
     return Result("take-over", summary, changed=changed, data={"taken": taken, "left": left})
+
+
+def _is_mount(directory: Path) -> bool:
+    """Tell whether a directory is a mount by the mount's number: one of the same file system has no other device."""
+    return directory.exists() and host.mount_number(directory) != host.mount_number(directory.parent)
 
 
 def _keep(source: Path, target: Path) -> dict[str, Any]:
@@ -116,8 +121,9 @@ def _give(directory: Path, uid: int, gid: int, mode: int) -> bool:
     found = directory.stat()
     if (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (uid, gid, mode):
         return False
-    os.chown(directory, uid, gid, follow_symlinks=False)
+    # The mode first: killed in between, the next run finds the former owner's, and begins again.
     directory.chmod(mode)
+    os.chown(directory, uid, gid, follow_symlinks=False)
     return True
 
 

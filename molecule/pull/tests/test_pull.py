@@ -113,7 +113,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterat
     command = ["ansible-playbook", "-i", os.environ["MOLECULE_INVENTORY_FILE"], *arguments]
     # With git on the host, but no repository there yet.
     refused = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert "does not appear to be a git repository. What pulls was not changed" in " ".join(refused.stdout.split())
+    said = " ".join(refused.stdout.split()).replace("''", "'")
+    assert "cannot be asked by this host: fatal: '/srv/abathur.git' does not appear to be" in said
     assert not host.file("/etc/systemd/system/abathur-pull.timer").exists
     made = Repository(tmp_path_factory.mktemp("operator"))
     made.commit()
@@ -179,11 +180,14 @@ def test_a_commit_that_is_no_playbook_leaves_the_host_as_it_was(repository: Repo
 
 def test_a_commit_that_names_what_is_not_there_cuts_no_host_off(repository: Repository) -> None:
     """The host would ask there alone from then on, and no later commit would reach it."""
-    for wrong in ({"abathur_pull_version": "mian"}, {"abathur_pull_repository": "file:///srv/none.git"}):
+    for wrong, says in (
+        ({"abathur_pull_version": "ain"}, "file:///srv/abathur.git has no branch and no tag ain"),
+        ({"abathur_pull_repository": "file:///srv/none.git"}, "file:///srv/none.git cannot be asked by this host"),
+    ):
         repository.commit(abathur_db_wal_limit_mb=97, **wrong)
         assert not pulled()
         told = " ".join(journal("abathur-pull", "-n 60").split())
-        assert "to pull, as this host asks it: " in told
+        assert says in told
         assert "What pulls was not changed" in told
     repository.commit(abathur_db_wal_limit_mb=90)
     assert (pulled(), limit()) == (True, "90")
