@@ -103,8 +103,6 @@ def test_a_host_that_does_not_answer_is_told_and_passed_over(playbook: Any, sick
     assert limits() == {1: "97", 2: "96", 3: "96", 4: "96", 5: "96"}
     assert re.match(r"failed +.*Connection refused.* Next: see that ssh reaches it", summary(done.stdout)[1])
     assert "5 hosts: 4 deployed, 1 failed" in done.stdout
-    rest = playbook("deploy.yml", "--limit", "*-1-*", "-e", "abathur_db_wal_limit_mb=96")
-    assert rest.returncode == 0, rest.stdout
 
 
 def test_a_fleet_is_rolled_back_in_batches_as_well(playbook: Any, sick: Any) -> None:
@@ -115,7 +113,7 @@ def test_a_fleet_is_rolled_back_in_batches_as_well(playbook: Any, sick: Any) -> 
     assert stopped.returncode != 0
     assert re.match("failed .*20010101_000000", summary(stopped.stdout)[2])
     # Its batch came to its end.
-    assert limits() == {1: "96", 2: "95", 3: "96", 4: "95", 5: "95"}
+    assert limits() == {1: "97", 2: "95", 3: "96", 4: "95", 5: "95"}
     # Of several, one that has nothing to go back to is passed over.
     numbered()[5].check_output("rm -r /opt/abathur-db/kept")
     assert "5 hosts: 2 rolled back, 2 not begun, 1 failed" in stopped.stdout
@@ -123,7 +121,7 @@ def test_a_fleet_is_rolled_back_in_batches_as_well(playbook: Any, sick: Any) -> 
     assert rest.returncode == 0, rest.stdout
     assert re.match("unchanged +there is no former release", summary(rest.stdout)[5])
     assert "2 rolled back" in rest.stdout
-    assert limits() == {1: "96", 2: "96", 3: "96", 4: "96", 5: "95"}
+    assert limits() == {1: "97", 2: "96", 3: "96", 4: "96", 5: "95"}
     checked = playbook("deploy.yml", "--check")
     assert checked.returncode == 0, checked.stdout
     same(checked.stdout, "would be deployed")
