@@ -22,6 +22,8 @@ from abathur_db.manifest import Manifest
 from abathur_db.result import Exit, Failure
 from databases import host_directory, picture, rows, toml
 
+pytestmark = pytest.mark.engine
+
 OWNER, KEEPER = "nobody", "sync"
 """Two users of Debian's base that have one group."""
 

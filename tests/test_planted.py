@@ -20,6 +20,8 @@ from abathur_db.config import Config
 from conftest import configuration
 from databases import host_directory, toml
 
+pytestmark = pytest.mark.engine
+
 OWNER = "nobody"
 SECRET = "what only root may read"
 

@@ -134,16 +134,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 """Runs a program for which the kernel refuses every lock of a file (seccomp(2)), as NFS without its lock service."""
 
 
-@pytest.mark.parametrize("command", ["status", "analyze", "backup", "metrics", "restore latest --database", "doctor"])
+@pytest.mark.parametrize("command", ["status", "analyze", "backup", "metrics", "restore latest", "doctor"])
 def test_a_file_system_without_locks_is_told_and_not_a_process_that_is_not_there(conf: Config, command: str) -> None:
     schema.init(conf)
     backup.backup(conf)
     program = WITHOUT_LOCKS.format(error=errno.ENOLCK)
     done = subprocess.run(
-        [sys.executable, "-c", program, sys.executable, "-m", "abathur_db", *command.split(), conf.database],
+        [sys.executable, "-c", program, sys.executable, "-m", "abathur_db", *command.split()],
         cwd=ROOT / "scripts",
         # What measures the tests' coverage has a database of its own, which could not be locked either.
-        env={name: each for name, each in os.environ.items() if not name.startswith("COV")},
+        env={name: each for name, each in os.environ.items() if not name.startswith("COV")}
+        | {cli.CONFIG_VARIABLE: toml(conf, busy_timeout_ms=200)},
         capture_output=True,
         text=True,
         check=False,
