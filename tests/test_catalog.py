@@ -75,6 +75,7 @@ def test_what_is_damaged_does_not_count_and_the_list_names_it(conf: Config) -> N
     assert [each.id for each in catalog.backups(conf)] == [good]
     assert catalog.find(conf, "latest").id == good
     listed = catalog.list_backups(conf)
+    assert {each["id"]: each["counts"] for each in listed.data["backups"]} == {good: True, bad: False}
     assert any(f"{bad}" in line and "does not count" in line for line in listed.report())
     assert "1 backup," in listed.summary
     assert "1 that do not count" in listed.summary

@@ -135,6 +135,8 @@ def test_a_rollback_returns_to_the_release_before_the_last_deploy_and_leaves_the
     assert state(conf, etc) == TWO
     result = go_back(conf)
     assert result.summary == "returned to release one"
+    # A host that does not pull has nothing to pause.
+    assert not [call for call in called if release.PULL in call]
     assert state(conf, etc) == ONE
     assert value(conf.database, "SELECT count(*) FROM memory_entries") == 8
     assert ("disable", "--now", "abathur-db@drill.timer") in called
