@@ -267,3 +267,67 @@ def test_what_a_later_sqlite_cannot_validate_is_no_damage(conf: Config, monkeypa
     monkeypatch.setattr(soundness, "_lines", lambda *_: ([line], []))
     with database.opened(conf.database, 0, read_only=True) as connection:
         assert soundness.findings(connection) == soundness.Findings([], [], [], ["table notes"])
+
+
+def left_behind(path: Path, index: str, insert: str) -> None:
+    """Let an index lack rows: it is unknown to SQLite while they are inserted."""
+    row = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master WHERE name = ?"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        known = connection.execute(row, (index,)).fetchone()
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_master WHERE name = ?", (index,))
+        connection.execute("PRAGMA writable_schema = RESET")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(insert)
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", known)
+        connection.execute("PRAGMA writable_schema = RESET")
+
+
+NUMBERS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
+SESSIONS = f"INSERT INTO sessions (id, app_name, user_id) {NUMBERS.format(200)} SELECT 's' || i, 'a', 'u' FROM n"
+TASKS = (
+    "INSERT INTO tasks (id, prompt, status, input_data, submitted_at, last_updated_at)"
+    f" {NUMBERS.format(200)} SELECT 't' || i, 'p', 'pending', '{{}}', 1, 1 FROM n"
+)
+MANY_NULLS = f"""
+CREATE TABLE audited (x);
+INSERT INTO audited {NUMBERS.format(150)} SELECT NULL FROM n;
+PRAGMA writable_schema = ON;
+UPDATE sqlite_master SET sql = 'CREATE TABLE audited (x NOT NULL)' WHERE name = 'audited';
+PRAGMA writable_schema = RESET;
+"""
+
+
+@pytest.mark.parametrize("before", ["", MANY_NULLS], ids=["two indexes alone", "rows that break a rule before them"])
+def test_of_several_indexes_that_lack_rows_each_is_made_again(conf: Config, before: str) -> None:
+    """SQLite gives so many lines: those of one index, or of rows, must not hide another index."""
+    schema.init(conf)
+    run(conf.database, before)
+    left_behind(conf.database, "idx_sessions_user_created", SESSIONS)
+    left_behind(conf.database, "idx_tasks_parent", TASKS)
+    for result in (
+        backup.backup(conf),
+        proof.verify(conf, "latest"),
+        proof.drill(conf),
+        restore.restore(conf, "latest"),
+    ):
+        assert result.ok, result.summary
+    with closing(sqlite3.connect(conf.database)) as connection:
+        lines = [row[0] for row in connection.execute("PRAGMA integrity_check(1000)")]
+        assert not [line for line in lines if "index" in line]
+        assert connection.execute("SELECT count(*) FROM sessions").fetchone() == (200,)
+
+
+def test_a_collation_on_a_table_of_ours_condemns_no_backup(conf: Config) -> None:
+    """A query that has no answer without it is no fault of the backup; SQLite's code for it is an extended one."""
+    schema.init(conf)
+    run(
+        conf.database,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('n', 'k', '1', 'semantic')",
+    )
+    rewritten(conf.database, "memory_entries", "key TEXT NOT NULL", "key TEXT NOT NULL COLLATE applic")
+    assert backup.backup(conf).ok
+    drilled = proof.drill(conf)
+    assert drilled.ok, drilled.summary
+    assert restore.restore(conf, "latest", dry_run=True).ok

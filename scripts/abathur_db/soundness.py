@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from abathur_db import database
 
-LINES = 100
-"""Lines that SQLite gives at most. Those of the file itself come before those of rows."""
+LINES = 10_000
+"""Lines that SQLite gives at most: those of the file first, those of rows and indexes table by table. Of its default of
+100, the rows of one table would hide the index of the next."""
+TOLD = 100
+"""Rows that are told at most."""
 
 INDEX = re.compile(
     r"row \S+ missing from index (.+)|wrong # of entries in index (.+)"
@@ -69,7 +72,9 @@ def findings(connection: sqlite3.Connection, *, full: bool = False) -> Findings:
         if match := INDEX.fullmatch(line) or ROW.fullmatch(line):
             name = next(filter(None, match.groups()))
             kept, said = (found.indexes, name) if match.re is INDEX else (found.rows, line)
-            if _table(connection, name) not in dependent and said not in kept:
+            if said in kept or (kept is found.rows and len(kept) == TOLD):
+                continue
+            if _table(connection, name) not in dependent:
                 kept.append(said)
         elif match := UNABLE.fullmatch(line):
             found.unchecked.append(f"table {match[1]}")
