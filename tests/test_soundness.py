@@ -331,3 +331,37 @@ def test_a_collation_on_a_table_of_ours_condemns_no_backup(conf: Config) -> None
     drilled = proof.drill(conf)
     assert drilled.ok, drilled.summary
     assert restore.restore(conf, "latest", dry_run=True).ok
+
+
+PAIRS = """
+CREATE TABLE pair (id INTEGER PRIMARY KEY, x, y, UNIQUE (x, y));
+CREATE TABLE child (a, b, FOREIGN KEY (a, b) REFERENCES pair (x, y));
+CREATE TABLE orphan (a, b, FOREIGN KEY (a, b) REFERENCES nowhere (x, y));
+INSERT INTO child VALUES (1, 2); INSERT INTO orphan VALUES (3, 4);
+"""
+
+
+def test_a_foreign_key_of_several_columns_is_told_with_a_statement_that_runs(conf: Config) -> None:
+    """Its parent has the pair as a UNIQUE one, beside a primary key of one column; or is not there at all."""
+    applications.make(conf.database, "A1")
+    run(conf.database, PAIRS)
+    for result in (schema.init(conf), maintenance.integrity_check(conf), doctor.doctor(conf)):
+        assert result.ok, result.summary
+    with closing(sqlite3.connect(conf.database)) as connection:
+        for table, said in (("child", "child row 1, a, b in pair"), ("orphan", "orphan row 1, a, b in nowhere")):
+            told, statement = rules.unparented(connection, table)
+            assert told == said
+            assert len(connection.execute(statement).fetchall()) == 1
+
+
+@pytest.mark.parametrize("table", ["checkpoints", "agents"])
+def test_a_table_of_ours_without_a_rowid_is_adopted_and_restored(conf: Config, table: str) -> None:
+    """Its primary key is the table itself: an index that SQLite lists and does not describe."""
+    applications.make(conf.database, "A1", rows=False)
+    with closing(sqlite3.connect(conf.database)) as connection:
+        made = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
+        connection.executescript(f"DROP TABLE {table}; {made} WITHOUT ROWID")
+    for result in (schema.init(conf), backup.backup(conf), proof.verify(conf, "latest"), proof.drill(conf)):
+        assert result.ok, result.summary
+    assert doctor.doctor(conf).ok
+    assert restore.restore(conf, "latest").ok

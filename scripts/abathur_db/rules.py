@@ -127,14 +127,15 @@ def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
     keys = connection.execute(
         'SELECT "from", "to", on_delete FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq', (table, number)
     ).fetchall()
-    primary = connection.execute("SELECT name FROM pragma_table_xinfo(?) WHERE pk ORDER BY pk", (parent,)).fetchall()
+    columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?) ORDER BY pk", (parent,)).fetchall()
+    primary = [name for name, position in columns if position]
     child, kin = database.quoted(table), database.quoted(parent)
     own = [database.quoted(each[0]) for each in keys]
     # Without a column that it names, a foreign key means the primary key (sqlite.org/foreignkeys.html, section 3).
-    theirs = [database.quoted(each[1] or key[0]) for each, key in zip(keys, primary or keys, strict=False)]
+    theirs = [database.quoted(each[1] or primary[place]) for place, each in enumerate(keys)] if columns else []
     # A qualified name is never taken for a text where there is no such column.
     lost = " AND ".join(f"{child}.{each} IS NOT NULL" for each in own)
-    if primary:
+    if theirs:
         match = " AND ".join(f"{kin}.{there} = {child}.{here}" for here, there in zip(own, theirs, strict=True))
         lost += f" AND NOT EXISTS (SELECT 1 FROM {kin} WHERE {match})"
     said = f"{table}{'' if row is None else f' row {row}'}, {', '.join(each[0] for each in keys)} in {parent}"

@@ -95,8 +95,9 @@ def describe(connection: sqlite3.Connection, only: set[str] | None = None) -> Sc
         for index, unique, partial in listed:
             rows = connection.execute('SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE key', (index,)).fetchall()
             columns = tuple(f"{column}{' DESC' if down else ''}" for column, down in rows)
-            source = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (index,)).fetchone()[0]
-            indexes[index] = Index(name, columns, bool(unique), bool(partial), source)
+            # The primary key of a table WITHOUT ROWID is the table itself, and has no row of its own there.
+            source = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+            indexes[index] = Index(name, columns, bool(unique), bool(partial), source[0] if source else None)
     return Schema(
         tables,
         keys,
