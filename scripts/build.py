@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import os
 import re
 import sys
 import zipfile
@@ -107,14 +106,8 @@ def build() -> dict[str, Any]:
     release = f"{version[1].decode()}-{digest[:12]}"
     # What several checkouts share has a place for each release.
     target = (place / release if place == controller.cache() else place) / "abathur-db"
-    changed = not target.exists() or target.read_bytes() != built
-    if changed:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: two deploys from one checkout may build at a time.
-        partial = target.with_name(f".abathur-db.{os.getpid()}.partial")
-        partial.write_bytes(built)
-        partial.chmod(0o755)
-        partial.replace(target)
+    if not target.exists() or target.read_bytes() != built:
+        controller.put(target, built)
     return {"path": str(target), "release": release, "sha256": digest}
 
 

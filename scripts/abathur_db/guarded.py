@@ -196,7 +196,7 @@ def way(*paths: Path) -> list[Path]:
 def roots_alone(*paths: Path) -> None:
     """Refuse what root is to act on, but somebody else can have written: root alone may change all of its path.
 
-    For any other user it does nothing: nobody gains from what that one reads. Raises Failure (USAGE).
+    Only root is protected: another user has no rights that somebody could borrow. Raises Failure (USAGE).
     """
     for path in paths if os.geteuid() == 0 else ():
         fault, hint = writable(way(path), {0}, None, links=True)

@@ -296,16 +296,16 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
 @contextlib.contextmanager
 def _pulling_paused(*, needed: bool) -> Iterator[None]:
     """Keep this host from deploying to itself, from now on where the work goes well, else for as long as it takes."""
-    pulls = (ETC / UNITS / "timers.target.wants" / PULL).is_symlink()
-    if needed and pulls:
+    pauses = needed and (ETC / UNITS / "timers.target.wants" / PULL).is_symlink()
+    if pauses:
         host.control("disable", "--now", PULL)
         # One that is at work would deploy again what is taken back.
         host.control("stop", PULL.replace(".timer", ".service"))
     try:
         yield
     except BaseException:
-        with contextlib.suppress(Failure):
-            if needed and pulls:
+        if pauses:
+            with contextlib.suppress(Failure):
                 host.control("enable", "--now", PULL)
         raise
 
