@@ -23,7 +23,7 @@ from typing import Any
 
 from abathur_db import __version__, foreign, guarded, host, runs
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result, printable
+from abathur_db.result import Check, Exit, Failure, Result, printable, shell
 
 JOURNAL_LINES = 20
 REPEAT_SECONDS = 3600
@@ -205,7 +205,9 @@ def _program(command: list[str], given: bytes, environment: dict[str, str]) -> s
     try:
         done = subprocess.run(command, input=given, env=environment, capture_output=True, check=False)
     except OSError as error:
-        raise Failure(f"{command[0]} cannot be run: {error.strerror}", f"look at it: ls -l {command[0]}") from None
+        raise Failure(
+            f"{command[0]} cannot be run: {error.strerror}", f"look at it: {shell('ls', '-l', command[0])}"
+        ) from None
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
         raise Failure(f"{command[0]} ended with {done.returncode}: {said}", f"try it by hand: {command[0]}")

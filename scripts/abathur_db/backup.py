@@ -27,7 +27,7 @@ from abathur_db import (
 )
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, fitting
-from abathur_db.result import Check, Failure, Result, afterwards
+from abathur_db.result import Check, Failure, Result, afterwards, shell
 
 
 def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> Result:
@@ -86,7 +86,7 @@ def backup(config: Config, dry_run: bool = False, handed: int | None = None) -> 
         raise Failure(
             f"the backup could not be written: {error.strerror or error}; nothing was kept of it, "
             "older backups are untouched",
-            f"free space there: df -h {config.backup_directory}",
+            f"free space there: {shell('df', '-h', config.backup_directory)}",
         ) from error
     finally:
         for leftover in partials:

@@ -16,7 +16,7 @@ from typing import Any
 from abathur_db import foreign, guarded, host, runs
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, parse
-from abathur_db.result import Check, Failure, Result, counted
+from abathur_db.result import Check, Failure, Result, counted, shell
 
 PREFIX = "abathur_"
 SUFFIXES = {"zstd": ".db.zst", "gzip": ".db.gz", "none": ".db"}
@@ -107,7 +107,7 @@ def publish(config: Config, packed: Path, manifest: Manifest) -> None:
         if fault := _entry(config, manifest.id, partial).fault:
             raise Failure(
                 f"the backup would not count: {fault}; nothing was kept of it, older backups are untouched",
-                f"see what keeps it from being read: ls -la {config.backup_directory}",
+                f"see what keeps it from being read: {shell('ls', '-la', config.backup_directory)}",
             )
         os.replace(partial, final)
         placed.insert(0, final)

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from abathur_db.result import Exit, Failure
+from abathur_db.result import Exit, Failure, away, look, shell
 
 LIMIT = 1 << 20
 """Bytes that a record or a manifest may have; real ones have some thousands."""
@@ -111,7 +111,7 @@ def directory(path: Path, mode: int | None = None) -> None:
     except FileExistsError:
         raise _planted(path, "is not a directory") from None
     except OSError as error:
-        raise Failure(f"{path} cannot be made: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
+        raise Failure(f"{path} cannot be made: {error.strerror}", look(path.parent)) from None
     if path.is_symlink():
         raise _planted(path, link(path))
     if mode is not None:
@@ -168,12 +168,12 @@ def writable(
             return f"{each} {link(each)}", f"configure the real path: readlink -f {each}"
         sticky = found.st_mode & stat.S_ISVTX
         if found.st_uid not in trusted:
-            return f"{each} belongs to {user_name(found.st_uid)}", f"look who uses it: ls -ld {each}"
+            return f"{each} belongs to {user_name(found.st_uid)}", f"look who uses it: {shell('ls', '-ld', each)}"
         if found.st_mode & stat.S_IWOTH and not sticky:
-            return f"{each} can be written by everybody", f"take that away: chmod o-w {each}"
+            return f"{each} can be written by everybody", f"take that away: {shell('chmod', 'o-w', each)}"
         if found.st_mode & stat.S_IWGRP and not sticky and (groups is None or found.st_gid in groups):
             who = "its group" if groups is None else "the owner's group"
-            return f"{each} can be written by {who}", f"take that away: chmod g-w {each}"
+            return f"{each} can be written by {who}", f"take that away: {shell('chmod', 'g-w', each)}"
     return "", ""
 
 
@@ -207,5 +207,5 @@ def roots_alone(*paths: Path) -> None:
 def _planted(path: Path, what: str) -> Failure:
     return Failure(
         f"{path} {what}, which this tool never makes; it was not followed and nothing was changed",
-        f"find out who put it there (ls -la {path.parent}), then move it away: mv {path} {path}.planted",
+        f"find out who put it there ({shell('ls', '-la', path.parent)}), then move it away: {away(path, 'planted')}",
     )

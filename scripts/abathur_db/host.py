@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_db import foreign
-from abathur_db.result import Check, Exit, Failure, printable
+from abathur_db.result import Check, Exit, Failure, printable, shell
 
 MB = 1_000_000
 FINISHED = "39f53479d3a045ac8e11786248231fbf"
@@ -53,13 +53,14 @@ def trouble(error: OSError) -> Failure | None:
         what = "the directory that this was started in cannot be used"
     where = existing(place.parent) if place else "/"
     look = {
-        errno.ENOSPC: f"free space or inodes there: df -h {where}; df -i {where}",
+        errno.ENOSPC: f"free space or inodes there: {shell('df', '-h', where)}; {shell('df', '-i', where)}",
         errno.EDQUOT: "raise the quota of the database's owner, or free space: quota",
-        errno.EROFS: f"make it writable: findmnt --target {where}",
-        errno.ENOLCK: f"use a file system that can lock files, or start its lock service: findmnt --target {where}",
+        errno.EROFS: f"make it writable: {shell('findmnt', '--target', where)}",
+        errno.ENOLCK: "use a file system that can lock files, or start its lock service: "
+        + shell("findmnt", "--target", where),
         errno.ENAMETOOLONG: "use a shorter path",
     }
-    hint = look.get(error.errno, f"look at it: ls -ld {where}; dmesg | tail")
+    hint = look.get(error.errno, f"look at it: {shell('ls', '-ld', where)}; dmesg | tail")
     return Failure(f"{what}: {error.strerror}", hint)
 
 
@@ -217,7 +218,7 @@ def require_free(path: Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise Failure(
             f"{purpose} needs {readable(needed)} free at {path}, {readable(free)} are; nothing was changed",
-            f"free space there: df -h {existing(path)}",
+            f"free space there: {shell('df', '-h', existing(path))}",
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from abathur_db import guarded, host, progress
-from abathur_db.result import Failure
+from abathur_db.result import Failure, shell
 
 CHUNK = 1 << 20
 """Bytes read at a time: memory stays flat whatever the size of the database."""
@@ -199,7 +198,7 @@ def _require_readable(path: Path) -> None:
         user = guarded.user_name(os.geteuid())
         raise Failure(
             f"{path} cannot be read by {user}",
-            f"give that user access, to the directories above it as well: namei -l {shlex.quote(str(path))}",
+            f"give that user access, to the directories above it as well: {shell('namei', '-l', path)}",
         ) from None
 
 
@@ -224,7 +223,7 @@ def unpack(source: Path, target: Path, limit: int) -> str:
         target.unlink(missing_ok=True)
         raise Failure(
             f"{source} cannot be unpacked to {target.parent}: {error.strerror or error}",
-            f"free space there: df -h {target.parent}",
+            f"free space there: {shell('df', '-h', target.parent)}",
         ) from error
     except BaseException:
         target.unlink(missing_ok=True)

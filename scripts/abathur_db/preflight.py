@@ -27,7 +27,7 @@ from abathur_db import (
 from abathur_db import release as releases
 from abathur_db import schedule as times
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result, summarize
+from abathur_db.result import Check, Exit, Failure, Result, shell, summarize
 
 
 def preflight(
@@ -274,7 +274,7 @@ def _file_systems(config: Config) -> list[Check]:
                     free >= needed,
                     f"{host.readable(needed)} free",
                     f"{host.readable(free)} at {host.existing(path)}",
-                    f"free space there, or configure another disk: df -h {host.existing(path)}",
+                    f"free space there, or configure another disk: {shell('df', '-h', host.existing(path))}",
                 )
             )
     return checks
@@ -305,7 +305,7 @@ def _paths(config: Config) -> list[Check]:
         if owner != uid:
             fault = f"{config.database} belongs to {guarded.user_name(owner)}"
             hint = f"give it to {config.owner} with what is beside it: "
-            hint += f"chown --no-dereference {config.owner}: {config.database}*"
+            hint += f"{shell('chown', '--no-dereference', f'{config.owner}:', config.database)}*"
     checks.append(Check("database_path", not fault, "no symlink, no stranger's", fault or str(config.database), hint))
     return checks
 
@@ -331,5 +331,5 @@ def _taken(config: Config, path: Path) -> tuple[str, str]:
         return "", ""
     return (
         f"{path} belongs to root and is not empty",
-        f"configure a directory of its own; if it is the application's: chown {config.owner}: {path}",
+        f"configure a directory of its own; if it is the application's: {shell('chown', f'{config.owner}:', path)}",
     )

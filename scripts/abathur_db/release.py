@@ -34,7 +34,7 @@ from abathur_db import (
     takeover,
 )
 from abathur_db.config import Config
-from abathur_db.result import Failure, Result
+from abathur_db.result import Failure, Result, away
 
 ETC = Path("/etc")
 UNITS = "systemd/system"
@@ -95,7 +95,7 @@ def record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        hint = f"move it away, then deploy again: mv {path} {path}.bad"
+        hint = f"move it away, then deploy again: {away(path, 'bad')}"
         raise Failure(f"{path} cannot be read: {error}", hint) from None
 
 

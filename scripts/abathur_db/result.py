@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,27 @@ def afterwards(checks: list[Check], name: str, expected: str) -> Iterator[None]:
         hint = f"look at it: ls -ld {error.filename}" if error.filename else "see why: dmesg | tail"
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         checks.append(Check(name, True, expected, said, hint, warning=True))
+
+
+def shell(*words: object) -> str:
+    """Return a command as a shell takes it, of a hint: a path may have spaces."""
+    return shlex.join(map(str, words))
+
+
+def away(path: object, suffix: str) -> str:
+    """Return the command that moves a file aside."""
+    return shell("mv", path, f"{path}.{suffix}")
+
+
+def look(path: object) -> str:
+    """Return the hint that shows who a file or a directory belongs to."""
+    return f"look at it: {shell('ls', '-ld', path)}"
+
+
+def left(command: str, expected: str, failure: Failure) -> Result:
+    """Return the result of a command that had to leave its work to the application: a warning, for nothing is wrong."""
+    check = Check(command, True, expected, str(failure), failure.hint, warning=True)
+    return Result(command, f"left to the application: {failure}", checks=[check], hint=failure.hint)
 
 
 def counted(number: int, noun: str) -> str:

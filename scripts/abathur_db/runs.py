@@ -14,7 +14,7 @@ from typing import Any
 
 from abathur_db import foreign, guarded, progress
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure
+from abathur_db.result import Exit, Failure, shell
 
 HISTORY = 400
 """Runs of each command that are remembered at least: more than a year of a daily job."""
@@ -43,7 +43,7 @@ def write_whole(
     if limit is not None and len(text.encode()) > limit:
         raise Failure(
             f"{path} was not written: it would have {len(text.encode())} bytes, and its readers take {limit}",
-            f"see what it holds now: ls -l {path}",
+            f"see what it holds now: {shell('ls', '-l', path)}",
         )
     partial = path.with_name(f".{path.name}.partial")
     guarded.write_new(partial, text)

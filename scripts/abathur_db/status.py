@@ -24,7 +24,7 @@ from abathur_db import (
     standby,
 )
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result, summarize
+from abathur_db.result import Check, Failure, Result, shell, summarize
 
 
 def timers(config: Config, jobs: list[str]) -> dict[str, dict[str, str]]:
@@ -200,7 +200,7 @@ def _disk(config: Config, data: dict[str, Any]) -> list[Check]:
             free >= config.minimum_free_mb * host.MB,
             f"at least {config.minimum_free_mb} MB free",
             host.readable(free),
-            f"free space there: df -h {config.database.parent}",
+            f"free space there: {shell('df', '-h', config.database.parent)}",
         )
     ]
 
