@@ -390,13 +390,15 @@ DATABASES = {
         Path.touch, "is empty (0 bytes), not a database", "move it away: mv {home}/abathur.db {home}/abathur.db.empty"
     ),
     "a directory": refused(
-        Path.mkdir, "is a directory, not a database", "configure another path, or look: ls -ld {home}/abathur.db"
+        Path.mkdir, "is a directory, not a database", "configure another path, or look at it: ls -ld {home}/abathur.db"
     ),
     "a FIFO": refused(
-        fifo, "is not a regular file, not a database", "configure another path, or look: ls -ld {home}/abathur.db"
+        fifo, "is not a regular file, not a database", "configure another path, or look at it: ls -ld {home}/abathur.db"
     ),
     "a socket": refused(
-        a_socket, "is not a regular file, not a database", "configure another path, or look: ls -ld {home}/abathur.db"
+        a_socket,
+        "is not a regular file, not a database",
+        "configure another path, or look at it: ls -ld {home}/abathur.db",
     ),
     "a symlink": refused(
         lambda path: path.symlink_to("/dev/null"), "is a symbolic link to /dev/null", "configure the real path"
@@ -424,9 +426,14 @@ DATABASES = {
         changed(lambda path: overwrite(path, 16, b"\x00\x03")), "is corrupt: file is not a database", RESTORE
     ),
     "a newer schema": refused(
-        lambda path: application(path, "PRAGMA user_version = 99"),
+        lambda path: application(path, "PRAGMA application_id = 0x41627468; PRAGMA user_version = 99"),
         "has schema version 99, newer than this tool, which knows 1",
         "deploy a release of at least that version",
+    ),
+    "a number of its application's own": refused(
+        lambda path: application(path, "PRAGMA user_version = 99"),
+        "has user_version 99, its application's number, where the schema version has to stand",
+        "leave it to its application, or let that keep its number elsewhere, in a table, and set user_version to 0",
     ),
     "another application's id": refused(
         lambda path: application(path, "PRAGMA application_id = 7"),

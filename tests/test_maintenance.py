@@ -285,13 +285,16 @@ def test_a_job_gives_up_on_a_database_that_stays_locked(conf: Config) -> None:
     holder.close()
 
 
-def test_the_disk_filling_up_under_a_job_is_said_in_plain_words(conf: Config) -> None:
+def test_the_disk_filling_up_under_a_job_is_said_in_plain_words(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill() -> None:
         with database.opened(conf.database, 0) as connection:
             connection.execute("PRAGMA max_page_count = 1")
-            connection.execute("INSERT INTO sessions (id, app_name, user_id, state) VALUES (1, 1, 1, '{}')")
+            connection.execute("INSERT OR REPLACE INTO sessions (id, app_name, user_id) VALUES (1, 1, 1)")
             connection.executescript("CREATE TABLE big (x); INSERT INTO big VALUES (zeroblob(1000000))")
 
+    with pytest.raises(Failure, match=r"takes no more rows, though its disk has .* free"):
+        fill()
+    monkeypatch.setattr(host, "free_bytes", lambda _: 4096)
     with pytest.raises(Failure, match=r"the disk of .* is full") as caught:
         fill()
     assert caught.value.hint.startswith("free space: df -h")

@@ -29,17 +29,12 @@ def locked(config: Config) -> bool:
 
 
 def examine(config: Config) -> list[Check]:
-    """Look at the database, read only.
-
-    Raises Failure when it cannot be opened or is another application's, BUSY when it is locked.
-    """
+    """Look at the database, read only. Raises Failure when it cannot be opened, BUSY when it is locked."""
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         checks = [_journal_mode(config, connection), _damage(config, connection)]
         if not checks[-1].ok:
             # Nothing that is read from a damaged file can be relied on.
             return checks
-        if refusal := schema.stranger(connection, config.database):
-            raise refusal
         drift = _schema(config, connection)
         checks += [*drift, _foreign_keys(config, connection)]
         lost_tables = any(not check.ok and check.id == "tables" for check in drift)
@@ -78,26 +73,32 @@ def _foreign_keys(config: Config, connection: sqlite3.Connection) -> Check:
 
 def _queries(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Check that each critical query is a search by an index, and time it on the database as it is."""
-    parameters = latency.samples(connection)
-    checks = []
-    for query, plan in zip(resources.queries(), rehearsal.plans(config, connection), strict=True):
-        milliseconds = _median(connection, query.sql, parameters[query.name])
-        budget = rehearsal.budget_ms(config, query)
-        measured = f"{milliseconds:.1f} ms, budget {budget:g} ms"
-        slow = milliseconds > budget
-        if not plan.ok:
-            said, repair = (
-                f"{query.name} lacks its index {query.index} ({plan.measured}): {measured}",
-                config.command("init"),
-            )
-        elif slow:
-            said, repair = f"{query.name} is slow though it uses its index: {measured}", config.command("analyze")
-        else:
-            said, repair = measured, ""
-        checks.append(
-            Check(f"query_{query.name}", not slow, plan.expected, said, repair, warning=bool(repair) and not slow)
+    return [_query(config, connection, query) for query in resources.queries()]
+
+
+def _query(config: Config, connection: sqlite3.Connection, query: resources.Query) -> Check:
+    name = f"query_{query.name}"
+    try:
+        plan = rehearsal.plan(config, connection, query)
+        milliseconds = _median(connection, query.sql, latency.sample(connection, query))
+    except sqlite3.OperationalError as error:
+        if not database.absent(error):
+            raise
+        said = f"{query.name} has no answer: {error}, which only the application's connections have"
+        return Check(name, True, "an answer in time", said, "leave it to the application", warning=True)
+    budget = rehearsal.budget_ms(config, query)
+    measured = f"{milliseconds:.1f} ms, budget {budget:g} ms"
+    slow = milliseconds > budget
+    if not plan.ok:
+        said, repair = (
+            f"{query.name} lacks its index {query.index} ({plan.measured}): {measured}",
+            config.command("init"),
         )
-    return checks
+    elif slow:
+        said, repair = f"{query.name} is slow though it uses its index: {measured}", config.command("analyze")
+    else:
+        said, repair = measured, ""
+    return Check(name, not slow, plan.expected, said, repair, warning=bool(repair) and not slow)
 
 
 def _median(connection: sqlite3.Connection, sql: str, parameters: list[dict[str, object]]) -> float:

@@ -96,8 +96,10 @@ class Config:
 
     def sql(self, statement: str) -> str:
         """Return a command that runs one statement on the database as its owner, with nothing installed but Python."""
-        opened = f"sqlite3.connect({str(self.database)!r}, isolation_level=None)"
-        program = f"import sqlite3; print(*{opened}.execute({statement!r}), sep='\\n')"
+        opened = f"c = sqlite3.connect({str(self.database)!r}, isolation_level=None)"
+        # An application may have written what is no UTF-8.
+        words = "c.text_factory = lambda text: text.decode(errors='replace')"
+        program = f"import sqlite3; {opened}; {words}; print(*c.execute({statement!r}), sep='\\n')"
         prefix = f"runuser -u {self.owner} -- " if self.owner else ""
         return f"{prefix}python3 -c {shlex.quote(program)}"
 

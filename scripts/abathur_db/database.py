@@ -15,7 +15,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from abathur_db import foreign, guarded, host
-from abathur_db.result import Exit, Failure
+from abathur_db.result import Exit, Failure, away, look, shell
 
 T = TypeVar("T")
 
@@ -31,6 +31,10 @@ STEP_BYTES = 16 << 20
 
 RESTORE = "restore the newest backup, which keeps what is there aside"
 """The next step wherever a database is found corrupt, without its command."""
+
+
+class Refused(Failure):
+    """What an application's schema keeps from everybody else: its collation, its function, its trigger or rule."""
 
 
 def sidecars(path: Path) -> list[Path]:
@@ -94,26 +98,40 @@ def exists(path: Path) -> bool:
         _refuse_orphaned_log(path)
         return False
     except OSError as error:
-        raise Failure(f"{path} cannot be reached: {error.strerror}", f"look at it: ls -ld {path.parent}") from None
+        raise Failure(f"{path} cannot be reached: {error.strerror}", look(path.parent)) from None
     if stat.S_ISLNK(found.st_mode):
         raise Failure(f"{path} {guarded.link(path)}", "configure the real path")
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-        raise Failure(f"{path} is {kind}, not a database", f"configure another path, or look: ls -ld {path}")
+        raise Failure(f"{path} is {kind}, not a database", f"configure another path, or {look(path)}")
     _check_owner(path)
     try:
         with path.open("rb") as stream:
             start = stream.read(len(MAGIC))
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}", f"give its owner access: chmod 0600 {path}") from None
+        raise Failure(
+            f"{path} cannot be read: {error.strerror}", f"give its owner access: {shell('chmod', '0600', path)}"
+        ) from None
     if not start:
-        raise Failure(f"{path} is empty (0 bytes), not a database", f"move it away: mv {path} {path}.empty")
+        raise Failure(f"{path} is empty (0 bytes), not a database", f"move it away: {away(path, 'empty')}")
     if start != MAGIC:
         raise Failure(
             f"{path} is not a SQLite database: it starts with {start!r}",
-            f"move it away (mv {path} {path}.other) or configure another path",
+            f"move it away ({away(path, 'other')}) or configure another path",
         )
     return True
+
+
+def unsettled(path: Path) -> bool:
+    """Tell whether opening a database that nobody has open would write beside it, or into it.
+
+    A journal would be rolled back; a database in WAL mode gets a -shm.
+    """
+    _, index, journal = sidecars(path)
+    if journal.exists() and journal.stat().st_size:
+        return True
+    # Byte 18 of the file: sqlite.org/fileformat.html, section 1.3.3.
+    return not index.exists() and path.is_file() and beginning(path, 19)[18:] == b"\x02"
 
 
 def require(path: Path) -> None:
@@ -132,7 +150,7 @@ def _refuse_orphaned_log(path: Path) -> None:
         if log.exists() and log.stat().st_size:
             raise Failure(
                 f"{path} is missing, but its {kind} {log.name} ({log.stat().st_size} bytes) is there",
-                f"put the database file back beside it, or move the {kind.split()[1]} away: mv {log} {log}.orphan",
+                f"put the database file back beside it, or move the {kind.split()[1]} away: {away(log, 'orphan')}",
             )
 
 
@@ -145,15 +163,15 @@ def _check_owner(path: Path) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise Failure(
                 f"{each} is not a regular file, as a file of SQLite is",
-                f"find out who put it there (ls -la {each.parent}), stop the application, "
-                f"then move it away: mv {each} {each}.planted",
+                f"find out who put it there ({shell('ls', '-la', each.parent)}), stop the application, "
+                f"then move it away: {away(each, 'planted')}",
             )
         owner = found.st_uid
         if owner != os.geteuid():
             me = guarded.user_name(os.geteuid())
             raise Failure(
                 f"{each} belongs to {guarded.user_name(owner)}, but this runs as {me}",
-                f"give it to its owner: chown --no-dereference {me.split()[0]}: {each}",
+                f"give it to its owner: {shell('chown', '--no-dereference', f'{me.split()[0]}:', each)}",
             )
 
 
@@ -316,15 +334,41 @@ def checkpoint(connection: sqlite3.Connection) -> bool:
 
 def tables(connection: sqlite3.Connection) -> list[str]:
     """Return the tables of a database in their order; virtual ones are left out, their module may be absent."""
+    return [name for name, sayable in _tables(connection) if sayable]
+
+
+def unsayable(connection: sqlite3.Connection) -> list[str]:
+    """Return the tables whose name is no UTF-8, as far as it can be printed: no statement of ours can name them."""
+    return [name for name, sayable in _tables(connection) if not sayable]
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, bool]]:
     rows = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        " AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+        "SELECT name, CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table'"
+        " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     )
-    return [row[0] for row in rows]
+    return [(name, name.encode() == stored) for name, stored in rows]
+
+
+def rowid(connection: sqlite3.Connection, table: str) -> str:
+    """Return a name of a table's rowid that none of its columns has, empty for a table WITHOUT ROWID."""
+    columns = {row[0].lower() for row in connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))}
+    name = next((each for each in ("rowid", "_rowid_", "oid") if each not in columns), "")
+    try:
+        connection.execute(f"SELECT {name or 'NULL'} FROM {quoted(table)} LIMIT 0")
+    except sqlite3.OperationalError:
+        return ""
+    return name
 
 
 ABSENT = re.compile(r"no such collation sequence: (.+)|(?:unknown|no such) function: ([^(]+)(?:\(\))?")
 """What SQLite says of a collation or a function that the application gives to its own connections."""
+
+
+def absent(error: sqlite3.Error) -> str:
+    """Return the collation or function of the application's that SQLite says it lacks, empty for another error."""
+    match = ABSENT.fullmatch(str(error))
+    return next(filter(None, match.groups()), "") if match else ""
 
 
 def stood_in(connection: sqlite3.Connection, work: Callable[[], T]) -> tuple[T, list[str]]:
@@ -332,22 +376,21 @@ def stood_in(connection: sqlite3.Connection, work: Callable[[], T]) -> tuple[T, 
 
     Returns what the work returns, and their names: whatever takes their order or value is not to be relied on.
     """
-    absent: list[str] = []
+    names: list[str] = []
     try:
         while True:
             try:
-                return work(), absent
+                return work(), names
             except sqlite3.OperationalError as error:
-                match = ABSENT.fullmatch(str(error))
-                name = match and next(filter(None, match.groups()))
-                if not name or name in absent:
+                name = absent(error)
+                if not name or name in names:
                     raise
-                absent.append(name)
+                names.append(name)
                 connection.create_collation(name, lambda a, b: (a > b) - (a < b))
                 connection.create_function(name, -1, lambda *_: None, deterministic=True)
     finally:
         # With one of them a row could be written to the wrong place.
-        for name in absent:
+        for name in names:
             connection.create_collation(name, None)
             connection.create_function(name, -1, None)
 
@@ -371,6 +414,10 @@ def pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
+SEQUENCES = "import sqlite3; print(*sqlite3.connect({!r}).execute('SELECT seq, name FROM sqlite_sequence'), sep='\\n')"
+"""Program that prints the last id of each table with AUTOINCREMENT."""
+
+
 @contextmanager
 def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
     try:
@@ -381,18 +428,36 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
             if why := host.unlockable(path):
                 raise Failure(
                     f"{path} cannot be locked: {why}; nothing was changed",
-                    f"use a file system that can lock files, or start its lock service: findmnt --target {path.parent}",
+                    "use a file system that can lock files, or start its lock service: "
+                    + shell("findmnt", "--target", path.parent),
                 ) from error
             raise Failure(
                 f"{path} was locked by another process for longer than {busy_timeout_ms / 1000:g} s; "
                 "nothing was changed",
-                f"find it (fuser -v {path}), let it finish, run this again",
+                f"find it ({shell('fuser', '-v', path)}), let it finish, run this again",
                 Exit.BUSY,
             ) from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise Failure(
                 f"{path} is corrupt: {error}",
                 f"{RESTORE}: abathur-db restore latest (a database of your own: --database PATH)",
+            ) from error
+        if absent(error):
+            raise Refused(
+                f"SQLite alone cannot do it: {error}",
+                "leave it to the application: only its own connections have that collation or function",
+            ) from error
+        if code == sqlite3.SQLITE_CONSTRAINT:
+            raise Refused(
+                f"the database of its application refuses it: {error}",
+                "see which rule or trigger says so, and let the application change it",
+            ) from error
+        if code == sqlite3.SQLITE_FULL and host.free_bytes(path) > STEP_BYTES:
+            # SQLite has one error for both.
+            raise Failure(
+                f"{path} takes no more rows, though its disk has {host.readable(host.free_bytes(path))} free: {error}",
+                "see whether its owner's quota is used up (quota), or the ids of a table with AUTOINCREMENT, of which "
+                "9223372036854775807 is the last: " + shell("python3", "-c", SEQUENCES.format(str(path))),
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error

@@ -7,7 +7,6 @@ needs SQLite is examined as the database's owner; processes are seen by root, or
 from __future__ import annotations
 
 import os
-import shlex
 import sqlite3
 import stat
 import time
@@ -28,10 +27,11 @@ from abathur_db import (
     replica,
     replication,
     requirements,
+    schema,
     status,
 )
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result, counted
+from abathur_db.result import Check, Exit, Failure, Result, counted, shell
 
 DISK_ALARM_PERCENT = 10
 """Free share of a disk under which it is called low (design document, section 7.2)."""
@@ -102,7 +102,7 @@ def _files(config: Config) -> list[Check]:
             not foreign,
             f"every file of the database belongs to {user}",
             listed or f"{len(there)} files of {user}",
-            f"chown --no-dereference {user}: {shlex.join(map(str, foreign))}",
+            shell("chown", "--no-dereference", f"{user}:", *foreign),
         ),
         # Only a warning: it harms nobody's work, and validate insists on it.
         Check(
@@ -143,6 +143,7 @@ def _written_now(config: Config) -> bool:
 def _as_owner(config: Config, written: bool) -> dict[str, Any]:
     """Try the write lock if somebody has it, then examine the inside; runs as the owner, its answer is JSON."""
     try:
+        schema.refuse_stranger(config)
         locked = written and ailments.locked(config)
         checks = ailments.examine(config)
     except Failure as failure:
@@ -157,7 +158,7 @@ def _locked(config: Config, locked: bool) -> Check:
     seconds = f"{config.busy_timeout_ms / 1000:g} s"
     holders = processes.writers(config.database) if locked else []
     names = ", ".join(map(host.process_name, holders)) or "a process that is gone by now or cannot be seen from here"
-    repair = processes.repair(holders[0], _units(config)) if holders else f"fuser -v {config.database}"
+    repair = processes.repair(holders[0], _units(config)) if holders else shell("fuser", "-v", config.database)
     measured = f"the database was locked for {seconds} by {names}" if locked else "the write lock is to be had"
     return Check("locked", not locked, f"a writer waits less than {seconds}", measured, repair)
 
@@ -212,7 +213,7 @@ def _disk(config: Config, path: Path, seen: set[int]) -> list[Check]:
             good,
             f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
             f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
-            f"du -xhd1 {shlex.quote(str(there if there.is_dir() else there.parent))}",
+            shell("du", "-xhd1", there if there.is_dir() else there.parent),
             warning=good and percent < DISK_ALARM_PERCENT,
         )
     ]

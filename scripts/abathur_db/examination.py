@@ -9,13 +9,19 @@ from abathur_db.config import Config
 from abathur_db.result import Check
 from abathur_db.soundness import Findings
 
+MOST = 5
+"""Indexes that a hint has a command for."""
+
 
 def soundness(config: Config, name: str, found: Findings) -> Check:
     """Return whether the file can be relied on; `name` is the check's."""
     repair = f"{database.RESTORE}: {config.command('restore', 'latest')}"
     if found.indexes and not found.damage:
         # A backup of it has the same indexes; they are made of the rows, which are there.
-        repair = f"make it of the rows again, with the application stopped: {config.sql('REINDEX')}"
+        # By name: of all of them, one that takes a collation of the application's would end it.
+        again = "; ".join(config.sql(f"REINDEX {database.quoted(each)}") for each in found.indexes[:MOST])
+        more = f"; then run this again, for {len(found.indexes) - MOST} more" if found.indexes[MOST:] else ""
+        repair = f"make it of the rows again, with the application stopped: {again}{more}"
     return Check(name, not found.fault, "ok", found.fault or "ok", repair)
 
 
@@ -28,7 +34,8 @@ def content(
     the application's rows; `strict` makes a failure of foreign keys that are violated anew.
     """
     broken, unable = rules.broken(connection) if whole else ([], [])
-    unchecked = [*found.unchecked, *unable, *rules.foreign_key_violations(connection)[1]]
+    nameless = [f"table {each}, whose name is no UTF-8" for each in database.unsayable(connection)]
+    unchecked = [*found.unchecked, *unable, *rules.foreign_key_violations(connection)[1], *nameless]
     odd = [*found.rows, *map(str, broken)]
     checks = [foreign_keys(config, connection, strict=strict)]
     if odd:

@@ -9,7 +9,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,12 @@ def _patient(connection: sqlite3.Connection, what: str, notes: list[str]) -> Ite
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            notes.append(f"{what} took longer than {PATIENCE_SECONDS:g} s and was left out")
+        elif database.absent(error):
+            notes.append(f"{what} was left out: {error}, which only the application's connections have")
+        else:
             raise
-        notes.append(f"{what} took longer than {PATIENCE_SECONDS:g} s and was left out")
     finally:
         connection.set_progress_handler(None, 0)
 
@@ -156,13 +159,17 @@ def _growth(connection: sqlite3.Connection, _: str) -> list[Sample]:
     one = (
         f"SELECT metric_value, timestamp FROM metrics WHERE {readings.COLLECTION} AND metric_value {foreign.COUNTABLE}"
     )
-    before = connection.execute(f"{one} AND timestamp <= ? ORDER BY timestamp DESC LIMIT 1", (day,)).fetchone()
-    first = before or connection.execute(f"{one} ORDER BY timestamp LIMIT 1").fetchone()
-    if first is None:
-        return []
-    days = (now - foreign.moment(first[1])).total_seconds() / 86400
-    size = database.pragma(connection, "page_size") * database.pragma(connection, "page_count")
-    return [Sample("growth_bytes_per_day", max((size - first[0]) / max(days, 1), 0))]
+    for rows in (
+        connection.execute(f"{one} AND timestamp <= ? ORDER BY timestamp DESC", (day,)),
+        connection.execute(f"{one} ORDER BY timestamp"),
+    ):
+        for before, stamp in rows:
+            # Anybody may have written a row like ours, of a day that no calendar has.
+            with suppress(ValueError):
+                days = (now - foreign.moment(stamp)).total_seconds() / 86400
+                size = database.pragma(connection, "page_size") * database.pragma(connection, "page_count")
+                return [Sample("growth_bytes_per_day", max((size - before) / max(days, 1), 0))]
+    return []
 
 
 def _statuses(connection: sqlite3.Connection, table: str) -> list[Sample]:
@@ -214,7 +221,8 @@ def duplicate_indexes(connection: sqlite3.Connection) -> dict[str, str]:
         for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({database.quoted(table)})"):
             parts = connection.execute(f"PRAGMA index_xinfo({database.quoted(name)})").fetchall()
             keys = [(part[2], part[4]) for part in parts if part[5]]
-            if partial or any(column is None for column, _ in keys):
+            # One whose name is no UTF-8 tells nothing of itself.
+            if partial or not keys or any(column is None for column, _ in keys):
                 continue
             columns[name] = keys
             if origin == "c" and not unique:

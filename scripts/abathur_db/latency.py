@@ -43,13 +43,15 @@ class Load:
 
 def samples(connection: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
     """Return parameters for each critical query, drawn from the rows that the database has."""
-    drawn = {}
-    for query in resources.queries():
-        cursor = connection.execute(query.sample)
-        names = [column[0] for column in cursor.description]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor]
-        drawn[query.name] = rows or [dict.fromkeys(names, "none")]
-    return drawn
+    return {query.name: sample(connection, query) for query in resources.queries()}
+
+
+def sample(connection: sqlite3.Connection, query: resources.Query) -> list[dict[str, Any]]:
+    """Return parameters for one query, drawn from the rows that the database has."""
+    cursor = connection.execute(query.sample)
+    names = [column[0] for column in cursor.description]
+    rows = [dict(zip(names, row, strict=True)) for row in cursor]
+    return rows or [dict.fromkeys(names, "none")]
 
 
 def plan(connection: sqlite3.Connection, query: resources.Query) -> str:

@@ -52,7 +52,7 @@ def _analyzed(connection: sqlite3.Connection, table: str) -> bool:
     try:
         connection.execute(f"ANALYZE {database.quoted(table)}")
     except sqlite3.OperationalError as error:
-        if not database.ABSENT.fullmatch(str(error)):
+        if not database.absent(error):
             raise
         return False
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from abathur_db import database, failover, gauges, host, readings, runs, standby, textfile
 from abathur_db.config import Config
-from abathur_db.result import Check, Exit, Failure, Result, afterwards, summarize
+from abathur_db.result import Check, Exit, Failure, Result, afterwards, shell, summarize
 from abathur_db.textfile import Sample
 
 WAIT_MS = 250
@@ -100,6 +100,8 @@ def _table(config: Config, samples: list[Sample], notes: list[str]) -> list[Chec
     try:
         with database.opened(config.database, WAIT_MS) as connection:
             readings.insert(connection, samples, runs.now())
+    except database.Refused as refusal:
+        return [Check("table", True, "values in the table metrics", str(refusal), refusal.hint, warning=True)]
     except Failure as failure:
         if failure.code is not Exit.BUSY:
             return [Check("table", False, "values in the table metrics", str(failure), failure.hint)]
@@ -126,5 +128,6 @@ def _textfile(config: Config, samples: list[Sample]) -> list[Check]:
         textfile.write(path, samples)
     except OSError as error:
         fault = f"{path} cannot be written: {error.strerror}"
-    hint = f"its directory has to belong to the database's owner (deploy again makes it so): ls -ld {path.parent}"
+    hint = "its directory has to belong to the database's owner (deploy again makes it so): "
+    hint += shell("ls", "-ld", path.parent)
     return [Check("textfile", not fault, f"{path} written", fault or "written", hint)]

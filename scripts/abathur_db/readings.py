@@ -4,8 +4,8 @@ A row has no column that says who wrote it, and hosts have rows of earlier relea
 release wrote them:
 
 - A collection: one transaction inserts its values with one timestamp, always with the three SIZES among them. A row is
-  ours when its timestamp has all three, and its name and its label are of VALUES. Another writer would need the three
-  names, without labels, in one second, written as we write a time.
+  ours when its timestamp has all three, its name is of VALUES, and its labels are the one of that name and no other.
+  Another writer would need the three names, without labels, in one second, written as we write a time.
 - A run of a job: `job_ok` and `job_seconds` with one timestamp and one label, which is one of JOBS.
 
 A row that only has a name, a label or a time as ours is not ours: nothing here deletes it or counts it.
@@ -61,10 +61,12 @@ COLLECTION = f"metric_name = '{_SIZE}' AND labels IS NULL AND {_STAMP}" + "".joi
 )
 """Condition for the one row of each collection that has its size; by the index on name and timestamp."""
 
-# Name and label's beginning, for instance tasks:{"status":
-_VALUE = "metric_name || ifnull(':' || substr(labels, 1, instr(labels, ':')), '') IN ({})".format(
-    _listed(f'{name}:{{"{label}":' if label else name for name, label in VALUES.items())
-)
+# Name and label's beginning, for instance tasks:{"status": and nothing behind its one value.
+_VALUE = (
+    "metric_name || ifnull(':' || substr(labels, 1, instr(labels, ':')), '') IN ({})"
+    " AND CASE WHEN labels IS NULL THEN TRUE WHEN json_valid(labels)"
+    " THEN (SELECT group_concat(type) FROM json_each(labels)) = 'text' END"
+).format(_listed(f'{name}:{{"{label}":' if label else name for name, label in VALUES.items()))
 _OK, _SECONDS = RUN
 _ENDED = (
     f"metric_name = '{_OK}' AND {_STAMP} AND labels IN ({_listed(json.dumps({'job': each}) for each in JOBS)})"

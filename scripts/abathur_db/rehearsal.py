@@ -131,22 +131,22 @@ def _accepts(connection: sqlite3.Connection, statement: str) -> bool:
 
 def plans(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Ask SQLite how it would run each critical query: by an index, without a scan, without a sort."""
-    checks = []
+    return [plan(config, connection, query) for query in resources.queries()]
+
+
+def plan(config: Config, connection: sqlite3.Connection, query: resources.Query) -> Check:
+    """Ask SQLite how it would run one query."""
+    steps = latency.plan(connection, query)
+    good = latency.indexed(steps)
     again = f"create the index again ({config.command('init')}), then refresh statistics ({config.command('analyze')})"
-    for query in resources.queries():
-        plan = latency.plan(connection, query)
-        good = latency.indexed(plan)
-        checks.append(
-            Check(
-                f"plan_{query.name}",
-                good,
-                f"a search by {query.index}",
-                plan,
-                again if not good else f"another index than {query.index} serves it; nothing has to be done",
-                warning=good and query.index not in plan,
-            )
-        )
-    return checks
+    return Check(
+        f"plan_{query.name}",
+        good,
+        f"a search by {query.index}",
+        steps,
+        again if not good else f"another index than {query.index} serves it; nothing has to be done",
+        warning=good and query.index not in steps,
+    )
 
 
 def _load(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, guarded, host, packing, proof, readings, replica, rules, schema
+from abathur_db import catalog, database, guarded, host, packing, proof, readings, replica, schema
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result, counted
+from abathur_db.result import Exit, Failure, Result, counted, look
 
 FRESH = "fresh"
 
@@ -190,6 +190,7 @@ def losses(config: Config, other: Path) -> dict[str, Any]:
             connection.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?immutable=1",))
             compared = [name for name in database.tables(connection) if name not in OWN_TABLES]
             tables = {name: _missing_rows(connection, name) for name in compared}
+            tables |= dict.fromkeys(database.unsayable(connection), UNKNOWN)
     except Failure as failure:
         if failure.code is Exit.BUSY:
             raise
@@ -205,39 +206,59 @@ def losses(config: Config, other: Path) -> dict[str, Any]:
     return {"tables": lost, "sentence": "; ".join(said)}
 
 
+UNKNOWN = {"new": None, "changed": None}
+
+
 def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
-    columns = connection.execute("SELECT name, dflt_value, pk, hidden FROM pragma_table_xinfo(?)", (table,)).fetchall()
-    there = {row[0] for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))}
+    # A single INTEGER key is the rowid, which is never NULL.
+    never = "\"notnull\" OR upper(type) = 'INTEGER' AND max(pk) OVER () = 1"
+    columns = connection.execute(
+        f"SELECT name, dflt_value, pk, hidden, {never} FROM pragma_table_xinfo(?)", (table,)
+    ).fetchall()
+    there = {row[0].lower() for row in connection.execute("SELECT name FROM pragma_table_xinfo(?, 'other')", (table,))}
     try:
         return _compared(connection, table, columns, there)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
             raise
         # What its application brings, as the collation of a key, is needed to tell.
-        return {"new": None, "changed": None}
+        return UNKNOWN
 
 
 def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], there: set[str]) -> dict[str, Any]:
     name = database.quoted(table)
+    identity = database.rowid(connection, table)
     live = f"main.{name}"
-    if table in OWN_ROWS and {column for column, *_ in columns} >= readings.COLUMNS:
-        live = f"(SELECT rowid AS rowid, * FROM main.{name} WHERE ({OWN_ROWS[table]}) IS NOT TRUE)"
-    key = [database.quoted(column) for column, _, position, _ in columns if position and column in there]
-    if not there or not (key or rules.has_rowid(connection, table)):
+    if (ours := OWN_ROWS.get(table.lower())) and {column.lower() for column, *_ in columns} >= readings.COLUMNS:
+        live = f"(SELECT {identity and f'{identity} AS {identity}, '}* FROM main.{name} WHERE ({ours}) IS NOT TRUE)"
+    keys = [(column, never) for column, _, position, _, never in columns if position]
+    key = [database.quoted(column) for column, _ in keys] if all(column.lower() in there for column, _ in keys) else []
+    if not there or not (key or identity):
         return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
-    match = " AND ".join(f"b.{each} IS a.{each}" for each in key or ["rowid"])
-    new = f"SELECT count(*) FROM {live} a WHERE NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
-    # As bytes: a collation would take two values for one.
-    alike = "typeof(a.{0}) = typeof(b.{0}) AND CAST(a.{0} AS BLOB) IS CAST(b.{0} AS BLOB)"
+    # A key may be NULL, and in more than one row, unless its column forbids it: those are told by their rowid.
+    named = " AND ".join(f"a.{each} IS NOT NULL" for each in key) or "FALSE"
+    ways = [(named, " AND ".join(f"b.{each} = a.{each}" for each in key))] if key else []
+    if identity and not (key and all(never for _, never in keys)):
+        ways.append((f"NOT ({named})", f"b.{identity} = a.{identity}"))
+    # A collation would take two texts for one; as text or bytes, two numbers that differ behind 15 digits are one.
+    alike = (
+        "typeof(a.{0}) = typeof(b.{0}) AND CASE typeof(a.{0}) WHEN 'text'"
+        " THEN CAST(a.{0} AS BLOB) IS CAST(b.{0} AS BLOB) ELSE a.{0} IS b.{0} COLLATE BINARY END"
+    )
     # Of a column that the other one does not have, what its definition does not give by itself is lost.
     given = "a.{0} IS ({1})"
-    kept = [
-        (alike if column in there else given).format(database.quoted(column), default or "NULL")
-        for column, default, _, hidden in columns
+    kept = " AND ".join(
+        (alike if column.lower() in there else given).format(database.quoted(column), default or "NULL")
+        for column, default, _, hidden, _ in columns
         if not hidden
-    ]
-    changed = f"SELECT count(*) FROM {live} a JOIN other.{name} b ON {match} WHERE NOT ({' AND '.join(kept)})"
-    return {"new": connection.execute(new).fetchone()[0], "changed": connection.execute(changed).fetchone()[0]}
+    )
+    counts = {"new": 0, "changed": 0}
+    for which, match in ways:
+        new = f"SELECT count(*) FROM {live} a WHERE {which} AND NOT EXISTS (SELECT 1 FROM other.{name} b WHERE {match})"
+        changed = f"SELECT count(*) FROM {live} a JOIN other.{name} b ON {match} WHERE {which} AND NOT ({kept})"
+        counts["new"] += connection.execute(new).fetchone()[0]
+        counts["changed"] += connection.execute(changed).fetchone()[0]
+    return counts
 
 
 @contextmanager
@@ -254,7 +275,8 @@ def alone(path: Path, units: Sequence[str]) -> Iterator[None]:
                 continue
             except OSError as error:
                 raise Failure(
-                    f"{each} cannot be opened: {error.strerror}; nothing was changed", f"look at it: ls -ld {each}"
+                    f"{each} cannot be opened: {error.strerror}; nothing was changed",
+                    look(each),
                 ) from None
             stack.callback(os.close, descriptor)
             _lock(path, units, descriptor, start, length)

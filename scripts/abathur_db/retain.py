@@ -9,10 +9,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from abathur_db import database, foreign, host, runs, trail
 from abathur_db.config import Config
-from abathur_db.result import Failure, Result
+from abathur_db.result import Failure, Result, left
 
 POLICY = ("app:abathur:config", "memory_lifecycle_policies")
 """Namespace and key of the seed that states episodic_ttl_days."""
@@ -33,30 +34,60 @@ AND lower.key = memory_entries.key AND lower.version < memory_entries.version AN
 AND NOT coalesce(julianday(lower.updated_at) < julianday(:oldest), 0))"""
 """A lower version that stays: without the higher one, applications would read it as the newest again."""
 
-Change = Callable[[sqlite3.Connection, int], bool]
+Row = int | bytes
+Change = Callable[[sqlite3.Connection, Row], bool]
+
+
+class Key(NamedTuple):
+    """What tells a row of a table from the others, and the condition that finds it again by :row.
+
+    The key of a session may be any text, also one that is no UTF-8: so it is the rowid, or that text as bytes.
+    """
+
+    column: str
+    condition: str
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection, table: str) -> Key:
+        """Return the key of a table, which has a rowid or was made WITHOUT one."""
+        rowid = database.rowid(connection, table)
+        return cls(rowid, f"{rowid} = :row") if rowid else cls("CAST(id AS BLOB)", "id = CAST(:row AS TEXT)")
 
 
 def retain(config: Config, dry_run: bool = False) -> Result:
     """Soft-delete episodic memories older than the stored episodic_ttl_days, archive sessions terminated long ago.
 
-    Skipped when the policy is absent or was deleted. Raises Failure for a policy that cannot be read,
-    on a low disk, and (BUSY) when an application holds a lock; what was done until then stays.
+    Skipped when the policy is absent or was deleted. What the application's schema keeps us from is a warning. Raises
+    Failure for a policy that cannot be read, on a low disk, and (BUSY) when an application holds a lock; what was done
+    until then stays.
     """
     host.require_free(config.database, config.minimum_free_mb * host.MB, "retain")
+    try:
+        return _retain(config, dry_run)
+    except database.Refused as refusal:
+        return left("retain", "old memories and sessions put away", refusal)
+
+
+def _retain(config: Config, dry_run: bool) -> Result:
     with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
         ttl_days = _ttl_days(connection)
         if ttl_days is None:
             return Result("retain", f"skipped: there is no memory {'/'.join(POLICY)}, so no policy")
         memory_age, session_age = ({"oldest": _ago(days)} for days in (ttl_days, config.retain_session_days))
-        memories = _found(connection, f"memory_entries WHERE {OLD_MEMORY} AND NOT {YOUNGER_BELOW}", memory_age)
-        sessions = _found(connection, f"sessions WHERE {OLD_SESSION}", session_age)
+        memory_key, session_key = (Key.of(connection, table) for table in ("memory_entries", "sessions"))
+        old = f"memory_entries WHERE {OLD_MEMORY} AND NOT {YOUNGER_BELOW}"
+        memories = _found(connection, memory_key, old, memory_age)
+        sessions = _found(connection, session_key, f"sessions WHERE {OLD_SESSION}", session_age)
     done = {"memories": len(memories), "sessions": len(sessions)}
     if not dry_run:
         done = _change(
             config,
             {
-                "memories": (memories, lambda connection, row: _delete(connection, row, memory_age, ttl_days)),
-                "sessions": (sessions, lambda connection, row: _archive(connection, row, session_age)),
+                "memories": (
+                    memories,
+                    lambda live, row: _delete(live, memory_key, row, memory_age, ttl_days),
+                ),
+                "sessions": (sessions, lambda live, row: _archive(live, session_key, row, session_age)),
             },
         )
     first, second = ("would soft-delete", "archive") if dry_run else ("soft-deleted", "archived")
@@ -72,9 +103,8 @@ def _ago(days: int) -> str:
     return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
 
 
-def _found(connection: sqlite3.Connection, what: str, parameters: dict[str, str]) -> list[int]:
-    """Return rows by their rowid: the key of a session may be any text, also one that is no UTF-8."""
-    return [row for (row,) in connection.execute(f"SELECT rowid FROM {what}", parameters)]
+def _found(connection: sqlite3.Connection, key: Key, what: str, parameters: dict[str, str]) -> list[Row]:
+    return [row for (row,) in connection.execute(f"SELECT {key.column} FROM {what}", parameters)]
 
 
 def _ttl_days(connection: sqlite3.Connection) -> int | None:
@@ -98,7 +128,7 @@ def _ttl_days(connection: sqlite3.Connection) -> int | None:
     return days
 
 
-def _change(config: Config, work: dict[str, tuple[list[int], Change]]) -> dict[str, int]:
+def _change(config: Config, work: dict[str, tuple[list[Row], Change]]) -> dict[str, int]:
     """Change the rows in small transactions, with a rest after each; return how many were changed, by kind."""
     done = dict.fromkeys(work, 0)
     try:
@@ -121,29 +151,29 @@ def _change(config: Config, work: dict[str, tuple[list[int], Change]]) -> dict[s
     return done
 
 
-def _delete(connection: sqlite3.Connection, row: int, age: dict[str, str], ttl_days: int) -> bool:
+def _delete(connection: sqlite3.Connection, key: Key, row: Row, age: dict[str, str], ttl_days: int) -> bool:
     """Soft-delete a memory that is still as old as it was when it was found; return whether it was."""
     found = connection.execute(
-        f"SELECT key, version, updated_at FROM memory_entries WHERE rowid = :row AND {OLD_MEMORY}",
+        f"SELECT id, key, version, updated_at FROM memory_entries WHERE {key.condition} AND {OLD_MEMORY}",
         {"row": row, **age},
     ).fetchone()
     if found is None:
         return False
-    key, version, updated_at = found
+    memory, name, version, updated_at = found
     connection.execute(
-        "UPDATE memory_entries SET is_deleted = 1, updated_at = ?, updated_by = 'system' WHERE rowid = ?",
-        (runs.now(), row),
+        f"UPDATE memory_entries SET is_deleted = 1, updated_at = :now, updated_by = 'system' WHERE {key.condition}",
+        {"now": runs.now(), "row": row},
     )
-    about = {"key": key, "version": version, "updated_at": updated_at, "episodic_ttl_days": ttl_days}
-    trail.note(connection, "retain", about, operation="delete", memory=row)
+    about = {"key": name, "version": version, "updated_at": updated_at, "episodic_ttl_days": ttl_days}
+    trail.note(connection, "retain", about, operation="delete", memory=memory)
     return True
 
 
-def _archive(connection: sqlite3.Connection, row: int, age: dict[str, str]) -> bool:
+def _archive(connection: sqlite3.Connection, key: Key, row: Row, age: dict[str, str]) -> bool:
     """Archive a session that is still terminated; return whether it was."""
     changed = connection.execute(
         "UPDATE sessions SET status = 'archived', archived_at = :now"
-        f" WHERE rowid = :row AND {OLD_SESSION} RETURNING id",
+        f" WHERE {key.condition} AND {OLD_SESSION} RETURNING id",
         {"now": runs.now(), "row": row, **age},
     ).fetchall()
     for (identity,) in changed:

@@ -82,24 +82,15 @@ def _breaking(connection: sqlite3.Connection, table: str, constraint: str) -> It
         return
     columns = connection.execute("SELECT name, dflt_value FROM pragma_table_xinfo(?)", (table,)).fetchall()
     used = [each for each in columns if soundness.word(each[0]).search(constraint)]
-    identity = "rowid, " if has_rowid(connection, table) else ""
-    repair = f"SELECT {identity}* {rows}"
+    identity = database.rowid(connection, table)
+    repair = f"SELECT {identity and f'{identity}, '}* {rows}"
     if len(used) == 1 and used[0][1] is not None:
         column, default = database.quoted(used[0][0]), used[0][1]
         # A value that is there may be the only copy of something: what it should be is for people to say.
         if not connection.execute(f"SELECT count(*) {rows} AND {column} IS NOT NULL").fetchone()[0]:
             repair = f"UPDATE {name} SET {column} = {default} WHERE {column} IS NULL"
-    first = f"row {connection.execute(f'SELECT min(rowid) {rows}').fetchone()[0]}" if identity else ""
+    first = f"row {connection.execute(f'SELECT min({identity}) {rows}').fetchone()[0]}" if identity else ""
     yield Broken(table, constraint, count, first, repair)
-
-
-def has_rowid(connection: sqlite3.Connection, table: str) -> bool:
-    """Tell whether the rows of a table have a rowid, as those of a table made WITHOUT ROWID do not."""
-    try:
-        connection.execute(f"SELECT rowid FROM {database.quoted(table)} LIMIT 0")
-    except sqlite3.OperationalError:
-        return False
-    return True
 
 
 def foreign_key_violations(connection: sqlite3.Connection) -> tuple[dict[str, int], list[str]]:
@@ -122,8 +113,14 @@ def foreign_key_violations(connection: sqlite3.Connection) -> tuple[dict[str, in
 
 
 def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
-    """Return what the first violated foreign key of a table is, and the statement that mends it, or shows the rows."""
-    _, row, parent, number = connection.execute(f"PRAGMA foreign_key_check({database.quoted(table)})").fetchone()
+    """Return what the first violated foreign key of a table is, and the statement that mends it, or shows the rows.
+
+    Both are empty where it was mended in the meantime.
+    """
+    first = connection.execute(f"PRAGMA foreign_key_check({database.quoted(table)})").fetchone()
+    if first is None:
+        return "", ""
+    _, row, parent, number = first
     keys = connection.execute(
         'SELECT "from", "to", on_delete FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq', (table, number)
     ).fetchall()
@@ -143,4 +140,5 @@ def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
         # What SQLite does by itself when the application has foreign_keys on.
         return said, f"UPDATE {child} SET {', '.join(f'{each} = NULL' for each in own)} WHERE {lost}"
     # Whether the parent comes back or the row goes is for people to say: nothing is deleted by us.
-    return said, f"SELECT {'rowid, ' if row is not None else ''}* FROM {child} WHERE {lost}"
+    identity = database.rowid(connection, table)
+    return said, f"SELECT {identity and f'{identity}, '}* FROM {child} WHERE {lost}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from abathur_db import adoption, catalog, database, examination, guarded, host, resources, rules, soundness
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result, counted
-from abathur_db.shape import Difference, describe, difference, expected, latest
+from abathur_db.result import Check, Failure, Result, away, counted
+from abathur_db.shape import Difference, Index, Schema, describe, difference, expected, latest
 
 
 @dataclass
@@ -57,25 +57,36 @@ def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
     """
     ours = expected(latest())
     found = describe(connection, only=set(ours.tables))
-    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    elsewhere = "configure another path for Abathur's database"
+    names = {row[0] for row in connection.execute("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
     if found.application_id == ours.application_id:
         return None
     if found.application_id:
-        said = f"{path} belongs to another application (application_id {found.application_id:#010x})"
-        return Failure(said, elsewhere, foreign=True)
+        return _others(f"{path} belongs to another application (application_id {found.application_id:#010x})")
     if not names:
         # An application that found no database has made one.
-        hint = f"stop the application, move it away (mv {path} {path}.empty), then deploy again, or restore a backup"
+        hint = f"stop the application, move it away ({away(path, 'empty')}), then deploy again, or restore a backup"
         return Failure(f"{path} has no table", hint)
     alike = [name for name, keys in ours.keys.items() if keys <= found.tables.get(name, {}).keys()]
     if len(alike) <= len(ours.tables) // 2:
-        if names >= TODAY:
-            return _later(path)
         said = f"{path} does not hold Abathur's tables, so it belongs to another application"
-        return Failure(said, elsewhere, foreign=True)
+        return _later(path) if names >= TODAY else _others(said)
     moments = [(name, column) for name in alike for column in ours.tables[name] if column in MOMENTS]
-    return _later(path) if all(found.tables[name].get(column) == "TEXT" for name, column in moments) else None
+    if all(found.tables[name].get(column) == "TEXT" for name, column in moments):
+        return _later(path)
+    # The application would take the schema version for its own number, and run the wrong migrations, or none.
+    return _counts(path, found.version) if found.version else None
+
+
+def _others(said: str) -> Failure:
+    return Failure(said, "configure another path for Abathur's database", foreign=True)
+
+
+def _counts(path: Path, version: int) -> Failure:
+    return Failure(
+        f"{path} has user_version {version}, its application's number, where the schema version has to stand",
+        "leave it to its application, or let that keep its number elsewhere, in a table, and set user_version to 0",
+        foreign=True,
+    )
 
 
 MOMENTS = ("created_at", "updated_at", "submitted_at", "spawned_at", "timestamp")
@@ -98,12 +109,14 @@ def refuse_stranger(config: Config) -> None:
 
     What is absent, damaged or locked is told by the command that needs it, or mends it.
     """
-    refusal = None
     path, wait = config.database, config.busy_timeout_ms
-    with contextlib.suppress(Failure), database.opened(path, wait, read_only=True) as connection:
-        refusal = stranger(connection, path)
-    if refusal:
-        raise refusal
+    # Nothing is written to, or beside, another application's file: it is looked at as it is first.
+    for immutable in (True, False) if database.unsettled(path) else (False,):
+        refusal = None
+        with contextlib.suppress(Failure), database.opened(path, wait, read_only=True, immutable=immutable) as opened:
+            refusal = stranger(opened, path)
+        if refusal and (refusal.foreign or not immutable):
+            raise refusal
 
 
 def refuse_unfit(connection: sqlite3.Connection, path: Path) -> None:
@@ -127,7 +140,7 @@ def plan_existing(connection: sqlite3.Connection, path: Path) -> Plan:
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     steps = [] if mode == "wal" else [f"switch the journal mode from {mode} to wal"]
     adopt = found.version == 0
-    lack = difference(expected(max(found.version, 1)), found)
+    lack = _lacks(connection, expected(max(found.version, 1)), found)
     if lack.wrong:
         more = f" (and {len(lack.wrong) - 1} more)" if lack.wrong[1:] else ""
         raise Failure(
@@ -155,18 +168,32 @@ def _indexing(connection: sqlite3.Connection, lack: Difference, name: str) -> st
     """Return the step that creates an index, with what it takes where that is felt."""
     former = lack.differing.get(name)
     step = f"create INDEX {name}" + (f" anew, now {former}" if former else "")
-    rows = _rows(connection, lack.indexes[name].table)
+    rows = _rows(connection, lack.indexes[name])
     seconds = rows / INDEX_ROWS_PER_SECOND
     return step + (f" ({rows} rows, up to {seconds:.0f} s)" if seconds >= 1 else "")
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> int:
-    """Return how many rows a table has at most, without counting them; 0 for one that is absent."""
+def _rows(connection: sqlite3.Connection, index: Index) -> int:
+    """Return how many rows the table of an index has; 0 for one that is absent."""
     try:
-        found = connection.execute(f"SELECT max(rowid) FROM {database.quoted(table)}").fetchone()[0]
+        found = connection.execute(f"SELECT count(*) FROM {database.quoted(index.table)}").fetchone()[0]
     except sqlite3.OperationalError:
         return 0
-    return int(found or 0)
+    return int(found)
+
+
+def _lacks(connection: sqlite3.Connection, wanted: Schema, found: Schema) -> Difference:
+    """Compare a database with what is wanted; an index that only the application could make is none to make."""
+    lack = difference(wanted, found)
+    for name, index in list(lack.indexes.items()):
+        columns = ", ".join(database.quoted(each.removesuffix(" DESC")) for each in index.columns)
+        try:
+            connection.execute(f"EXPLAIN SELECT 1 FROM {database.quoted(index.table)} ORDER BY {columns}")
+        except sqlite3.OperationalError as error:
+            if database.absent(error):
+                lack.taken[name] = f"INDEX {name} is absent, for SQLite alone cannot make it: {error}"
+                del lack.indexes[name]
+    return lack
 
 
 def _pending(version: int) -> tuple[resources.Migration, ...]:
@@ -245,8 +272,8 @@ def _bring_up(config: Config) -> list[Check]:
             adoption.remember(config.state_directory, rules.foreign_key_violations(connection)[0])
         checks = examination.content(config, connection, found) if version == 0 else []
         wanted = expected(max(version, 1))
-        lack = difference(wanted, describe(connection, only=set(wanted.tables)))
-        needed = sum(2 * INDEX_ROW_BYTES * _rows(connection, each.table) for each in lack.indexes.values())
+        lack = _lacks(connection, wanted, describe(connection, only=set(wanted.tables)))
+        needed = sum(2 * INDEX_ROW_BYTES * _rows(connection, each) for each in lack.indexes.values())
         host.require_free(config.database, needed + config.minimum_free_mb * host.MB, "creating its indexes")
         database.enable_wal(connection, config.database)
         with database.transaction(connection):
@@ -287,8 +314,9 @@ def checks(config: Config, connection: sqlite3.Connection) -> list[Check]:
     """Compare a database with what this tool expects: version, tables and columns, and, as a warning, indexes."""
     wanted = expected(latest())
     found = describe(connection, only=set(wanted.tables))
-    lack = difference(wanted, found)
+    lack = _lacks(connection, wanted, found)
     odd = [f"INDEX {name} {'differs' if name in lack.differing else 'is absent'}" for name in sorted(lack.indexes)]
+    odd += lack.taken.values()
     count = len(found.indexes)
     return [
         Check("schema_version", found.version == latest(), str(latest()), str(found.version), config.bring_up),

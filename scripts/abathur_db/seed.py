@@ -9,7 +9,7 @@ from typing import Any
 
 from abathur_db import database, foreign, resources, trail
 from abathur_db.config import Config
-from abathur_db.result import Result
+from abathur_db.result import Result, left
 
 
 def fingerprint(value: Any) -> str:
@@ -21,10 +21,18 @@ def seed(config: Config, dry_run: bool = False) -> Result:
     """Insert the seeds that are absent, and a new version of those that changed since we wrote them.
 
     A row that somebody else wrote, changed or deleted is left alone, and the result says so.
-    Each insert leaves its audit row. Raises Failure when there is no database.
+    Each insert leaves its audit row. What the application's schema keeps us from is a warning. Raises Failure when
+    there is no database.
     """
     if dry_run and not database.exists(config.database):
         return _result({_name(each): "insert" for each in resources.seeds()}, dry_run)
+    try:
+        return _seed(config, dry_run)
+    except database.Refused as refusal:
+        return left("seed", "every seed there", refusal)
+
+
+def _seed(config: Config, dry_run: bool) -> Result:
     with database.opened(config.database, config.busy_timeout_ms, read_only=dry_run) as connection:
         actions = {_name(each): _action(connection, each) for each in resources.seeds()}
         if dry_run or not _writes(actions):
@@ -35,6 +43,11 @@ def seed(config: Config, dry_run: bool = False) -> Result:
             for each in resources.seeds():
                 if actions[_name(each)] in ("insert", "update"):
                     _insert(connection, each)
+                    if _action(connection, each) != "keep":
+                        raise database.Refused(
+                            f"a trigger of the application's took {_name(each)} away again",
+                            "let the application write it, or take the trigger from the table memory_entries",
+                        )
         untold = trail.takes_no_task(connection)
     return _result(actions, dry_run, untold=untold)
 
@@ -57,7 +70,7 @@ def _newest(connection: sqlite3.Connection, each: dict[str, Any]) -> Any:
 
 def _action(connection: sqlite3.Connection, each: dict[str, Any]) -> str:
     """Return insert, update, keep (as it should be) or leave (an operator's)."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'memory_entries'").fetchone():
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE lower(name) = 'memory_entries'").fetchone():
         return "insert"
     newest = _newest(connection, each)
     if newest is None:
