@@ -52,6 +52,15 @@ def test_vacuum_gives_back_every_free_page(full_of_holes: Config) -> None:
     assert value(full_of_holes.database, "SELECT count(*) FROM memory_entries") == 200
 
 
+def test_vacuum_says_what_it_gave_back_and_not_what_was_free(
+    full_of_holes: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have used the pages meanwhile."""
+    monkeypatch.setattr(maintenance, "_vacuum_slices", lambda *_: None)
+    result = maintenance.vacuum(full_of_holes)
+    assert (result.data["given_back_pages"], result.changed) == (0, False)
+
+
 def test_vacuum_lets_writers_in_between_its_slices(full_of_holes: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 

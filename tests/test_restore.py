@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, database, host, maintenance, metrics, restore, schema, seed
+from abathur_db import backup, database, host, maintenance, metrics, replica, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
@@ -683,3 +684,55 @@ def test_a_link_that_was_planted_beside_the_database_is_kept_aside_itself_and_no
     assert (aside / planted.name).is_symlink()
     assert (target.read_text(), target.stat().st_nlink) == ("somebody's", 1)
     assert not planted.is_symlink()
+
+
+def test_a_log_that_is_taken_with_its_file_has_to_fit_beside_it(
+    conf: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other" / "other.db"
+    other.parent.mkdir()
+    with at_work(UNMERGED, conf.database, other):
+        pass
+    log = other.with_name("other.db-wal").stat().st_size
+    assert log > 100_000
+    room = conf.minimum_free_mb * host.MB + other.stat().st_size + log
+    for free, fits in ((room, True), (room - 1, False)):
+        monkeypatch.setattr(host, "free_bytes", lambda _, free=free: free)
+        if fits:
+            assert restore.restore(conf, str(other)).ok
+        else:
+            with pytest.raises(Failure):
+                restore.restore(conf, str(other))
+
+
+UNMERGED = """
+import os, shutil, sqlite3, sys
+c = sqlite3.connect(sys.argv[1], isolation_level=None)
+c.execute("PRAGMA wal_autocheckpoint = 0")
+c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+for n in range(100):
+    c.execute("INSERT INTO sessions (id, app_name, user_id, project_id) VALUES (?, 'a', 'u', ?)", (str(n), "x" * 1000))
+for suffix in ("", "-wal"):
+    shutil.copy(sys.argv[1] + suffix, sys.argv[2] + suffix)
+print("copied", flush=True)
+c.close()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "nearer"), [(-1, False), (0, False), (1, True)])
+def test_of_a_backup_and_a_replica_of_one_moment_the_proven_backup_is_taken(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, seconds: int, nearer: bool
+) -> None:
+    kept = backup.backup(conf).data
+    moment = datetime.fromisoformat(kept["created"]) + timedelta(seconds=seconds)
+    point = replica.Point(1, moment, 4096, ())
+    monkeypatch.setattr(replica, "settings", lambda _: object())
+    monkeypatch.setattr(replica, "point", lambda *_: point)
+    assert (restore._nearer(conf, "2030-01-01T00:00:00") is point) is nearer
+
+
+def test_a_state_of_the_replica_is_fetched_only_where_it_fits(conf: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = replica.Point(1, datetime.now(UTC), 50 * host.MB, ())
+    monkeypatch.setattr(host, "free_bytes", lambda _: 50 * host.MB + conf.minimum_free_mb * host.MB - 1)
+    with pytest.raises(Failure, match=r"fetching the replica of .* needs 51.0 MB free"):
+        restore._stage_replica(conf, point, conf.database.with_name("staged"))

@@ -287,6 +287,13 @@ def test_the_newest_verified_backup_stays_behind_newer_ones_that_failed(few: Con
     assert names(few) == [made[3], made[2], made[0]]
 
 
+def test_nothing_but_the_newest_and_the_newest_verified_stays_in_any_case(few: Config) -> None:
+    made = [backup.backup(replace(few, backup_keep_minimum=9)).data["id"] for _ in range(4)]
+    catalog.remember_check(few, made[3], "verify", fault="flipped")
+    backup.prune(replace(few, backup_keep_minimum=0))
+    assert names(few) == [made[3], made[2]]
+
+
 def test_the_good_backup_of_a_day_stays_when_the_later_one_of_that_day_failed_its_check(few: Config) -> None:
     """The scene of a night: two backups of one day, the later one damaged, and more days after it."""
     daily = replace(few, backup_keep_minimum=1, backup_keep_daily=9)

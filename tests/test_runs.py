@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from abathur_db import guarded, runs
+from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import at_work, until
 
@@ -137,12 +138,22 @@ def test_the_history_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
     assert found[-1]["summary"] == f"run {2 * runs.HISTORY + 4}"
 
 
+@pytest.mark.parametrize(("second", "told"), [(9, False), (10, False), (11, True)])
+def test_a_failure_that_was_noted_counts_until_a_later_run(conf: Config, second: int, told: bool) -> None:
+    runs.note_failure(conf, {"command": "vacuum", "finished": "2026-11-20T10:00:10+00:00", "invocation": "a"})
+    run = {**a_run(1), "command": "vacuum", "finished": f"2026-11-20T10:00:{second:02}+00:00", "invocation": "b"}
+    runs.record(conf.state_directory, run)
+    assert runs.last(conf, "vacuum")["ok"] is told  # type: ignore[index]
+
+
 def test_half_a_line_that_a_power_cut_left_costs_no_other_run(tmp_path: Path) -> None:
     runs.remember(tmp_path, a_run(1))
     path = tmp_path / "history/backup.jsonl"
     path.write_text(path.read_text() + '{"finished": "2026-11-2')
     runs.remember(tmp_path, a_run(2))
-    assert [run["summary"] for run in runs.history(tmp_path, "backup")] == ["run 1", "run 2"]
+    runs.remember(tmp_path, a_run(3))
+    assert [run["summary"] for run in runs.history(tmp_path, "backup")] == ["run 1", "run 2", "run 3"]
+    assert len(path.read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(
