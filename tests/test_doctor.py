@@ -180,7 +180,7 @@ def test_a_foreign_key_that_the_schema_would_have_set_to_null_is_mended_by_the_c
     )
     found = diagnosis(sound, "foreign_keys")
     assert (found.ok, found.warning) == (True, True)
-    assert "1 violations: 1 in tasks; first: tasks row 1, session_id in sessions" in found.measured
+    assert "1 violation: 1 in tasks; first: tasks row 1, session_id in sessions" in found.measured
     repaired(found.hint, cli)
     assert not diagnosis(sound, "foreign_keys").warning
     assert value(sound.database, "SELECT count(*) FROM tasks") == 1

@@ -245,7 +245,7 @@ def test_an_integrity_check_finds_violated_foreign_keys_and_shows_the_query(conf
     run(conf.database, "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', 1, '{}', 1)")
     result = maintenance.integrity_check(conf)
     assert result.summary == (
-        "integrity-check failed at foreign_keys: expected no violation, found 1 violations: 1 in checkpoints;"
+        "integrity-check failed at foreign_keys: expected no violation, found 1 violation: 1 in checkpoints;"
         " first: checkpoints row 1, task_id in tasks"
     )
     shown, _, accept = result.hint.partition("; or accept those of today: ")
@@ -255,6 +255,16 @@ def test_an_integrity_check_finds_violated_foreign_keys_and_shows_the_query(conf
     assert (accepted.ok, accepted.changed) == (True, True)
     assert maintenance.integrity_check(conf).ok
     run(conf.database, "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', 2, '{}', 1)")
+    assert not maintenance.integrity_check(conf).ok
+
+
+def test_a_violation_that_is_gone_is_accepted_no_more(conf: Config) -> None:
+    row = "INSERT INTO checkpoints (task_id, iteration, state, created_at) VALUES ('gone', {}, '{{}}', 1)"
+    run(conf.database, row.format(1), row.format(2))
+    assert maintenance.integrity_check(conf, accept=True).ok
+    run(conf.database, "DELETE FROM checkpoints WHERE iteration = 1")
+    assert maintenance.integrity_check(conf).ok
+    run(conf.database, row.format(3))
     assert not maintenance.integrity_check(conf).ok
 
 

@@ -134,7 +134,7 @@ def test_violated_foreign_keys_are_told_and_stop_no_deploy(conf: Config) -> None
     result = validation.validate(conf, [])
     assert result.ok
     assert [check.measured for check in result.checks if check.warning] == [
-        "1 violations: 1 in checkpoints; first: checkpoints row 1, task_id in tasks"
+        "1 violation: 1 in checkpoints; first: checkpoints row 1, task_id in tasks"
     ]
 
 

@@ -1,7 +1,8 @@
 """What an adopted database brought with it: foreign-key violations that are older than this bundle.
 
 Applications often run with foreign_keys off, so a real database may hold violating rows. They are
-the application's rows and stay; validation fails only when there are more than at adoption.
+the application's rows and stay; the integrity check fails only when there are more than at adoption, or than were
+accepted or found since.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ FILE = "adopted.json"
 
 
 def remember(state_directory: Path, violations: dict[str, int]) -> None:
-    """Keep the number of violating rows per table, as found before the adoption."""
+    """Keep the number of violating rows per table that are known."""
     guarded.directory(state_directory)
     text = json.dumps({"time": runs.now(), "foreign_key_violations": violations}, indent=2)
     runs.write_whole(state_directory / FILE, text + "\n", durable=True)
 
 
 def accepted(state_directory: Path) -> dict[str, int]:
-    """Return the violations per table that were there at adoption; empty for a database made by us."""
+    """Return the violations per table that are known; empty for a database made by us."""
     try:
         counts = foreign.record(guarded.read_text(state_directory / FILE)).get("foreign_key_violations")
     except (FileNotFoundError, ValueError):

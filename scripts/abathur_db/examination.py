@@ -6,7 +6,7 @@ import sqlite3
 
 from abathur_db import adoption, database, rules
 from abathur_db.config import Config
-from abathur_db.result import Check
+from abathur_db.result import Check, counted
 from abathur_db.soundness import Findings
 
 MOST = 5
@@ -61,8 +61,8 @@ def foreign_keys(config: Config, connection: sqlite3.Connection, *, strict: bool
     return Check(
         "foreign_keys",
         not (more and strict),
-        f"at most the {sum(known.values())} violations that were accepted" if known else "no violation",
-        f"{sum(found.values())} violations: {listing}; first: {said}" if found else "none",
+        f"at most the {counted(sum(known.values()), 'violation')} accepted" if known else "no violation",
+        f"{counted(sum(found.values()), 'violation')}: {listing}; first: {said}" if found else "none",
         f"{config.sql(repair)}{accept}",
         warning=bool(found) and not (more and strict),
     )

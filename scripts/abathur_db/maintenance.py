@@ -8,7 +8,7 @@ import time
 
 from abathur_db import adoption, clones, database, examination, guarded, host, replica, restore, rules, soundness
 from abathur_db.config import Config
-from abathur_db.result import Check, Result, summarize
+from abathur_db.result import Check, Result, afterwards, summarize
 
 INCREMENTAL = 2
 """The value of PRAGMA auto_vacuum (sqlite.org/pragma.html#pragma_auto_vacuum)."""
@@ -198,6 +198,13 @@ def integrity_check(config: Config, dry_run: bool = False, accept: bool = False)
         if not found.damage:
             if accept:
                 adoption.remember(config.state_directory, rules.foreign_key_violations(connection)[0])
+            elif known := adoption.accepted(config.state_directory):
+                # One that is gone is not accepted any more: a new one in its place would be silent.
+                found_now = rules.foreign_key_violations(connection)[0]
+                fewer = {table: min(count, found_now.get(table, 0)) for table, count in known.items()}
+                with afterwards(checks, "accepted", "what is accepted noted"):
+                    if fewer != known:
+                        adoption.remember(config.state_directory, fewer)
             checks += examination.content(config, connection, found, strict=True)
     summary, hint = summarize("integrity-check", checks)
     return Result("integrity-check", summary, changed=accept, checks=checks, hint=hint)
