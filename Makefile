@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SUITE ?= trixie
 # The longest first, so that none is left alone at the end.
-SCENARIO ?= store fleet security pull rollback default operator replication sftp timers failover monitoring diagnose upgrade
+SCENARIO ?= store fleet pull rollback security backups default operator replication sftp timers failover monitoring diagnose upgrade
 # These run on both Debians by themselves; the others on one, and in `make test-all` on each.
 BOTH := default failover
 # How many parts run at a time, and how many of the unit tests: one more than processors, for they wait as well.
