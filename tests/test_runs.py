@@ -139,11 +139,29 @@ def test_the_history_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("second", "told"), [(9, False), (10, False), (11, True)])
-def test_a_failure_that_was_noted_counts_until_a_later_run(conf: Config, second: int, told: bool) -> None:
-    runs.note_failure(conf, {"command": "vacuum", "finished": "2026-11-20T10:00:10+00:00", "invocation": "a"})
+def test_a_failure_that_was_noted_counts_unless_a_run_ended_after_it(conf: Config, second: int, told: bool) -> None:
     run = {**a_run(1), "command": "vacuum", "finished": f"2026-11-20T10:00:{second:02}+00:00", "invocation": "b"}
     runs.record(conf.state_directory, run)
+    # An alert may take its time.
+    runs.note_failure(conf, {"command": "vacuum", "finished": "2026-11-20T10:00:10+00:00", "invocation": "a"})
     assert runs.last(conf, "vacuum")["ok"] is told  # type: ignore[index]
+
+
+FUTURE = "2099-02-28T23:00:00+00:00"
+
+
+def test_a_failure_noted_by_a_clock_that_was_far_ahead_counts_until_the_next_run(conf: Config) -> None:
+    runs.note_failure(conf, {"command": "vacuum", "finished": FUTURE, "invocation": "a"})
+    assert runs.last(conf, "vacuum")["ok"] is False  # type: ignore[index]
+    runs.record(conf.state_directory, {**a_run(1), "command": "vacuum", "invocation": "b"})
+    assert runs.last(conf, "vacuum")["ok"] is True  # type: ignore[index]
+
+
+def test_a_success_of_a_clock_that_was_far_ahead_hides_no_failure_after_it(conf: Config) -> None:
+    run = {**a_run(1), "command": "vacuum", "finished": FUTURE, "invocation": "a"}
+    runs.record(conf.state_directory, run)
+    runs.note_failure(conf, {"command": "vacuum", "finished": runs.now(), "invocation": "b"})
+    assert runs.last(conf, "vacuum")["ok"] is False  # type: ignore[index]
 
 
 def test_half_a_line_that_a_power_cut_left_costs_no_other_run(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def record(state_directory: Path, run: dict[str, Any]) -> None:
         guarded.directory(directory)
         write_whole(directory / f"{run['command']}.json", text)
     remember(state_directory, run)
+    # Whatever was noted of one before, by a clock that may have been wrong.
+    (state_directory / FAILED / f"{run['command']}.json").unlink(missing_ok=True)
 
 
 def _fitting(run: dict[str, Any]) -> str:
@@ -183,9 +185,14 @@ def last(config: Config, command: str) -> dict[str, Any] | None:
     # Of another job than a backup the application's user can write one; it can hide nothing with it.
     if noted is None or noted["ok"]:
         return found
-    if found and (found["invocation"] == noted["invocation"] or found["finished"] > noted["finished"]):
+    if found and (found["invocation"] == noted["invocation"] or later(found, noted["finished"])):
         return found
     return noted
+
+
+def later(run: dict[str, Any], moment: str) -> bool:
+    """Tell whether a run ended after a moment (ISO, UTC); one from the future says that a clock was wrong, no more."""
+    return bool(moment < run["finished"] <= now())
 
 
 def note_failure(config: Config, run: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] 
     ago = timedelta(seconds=time.monotonic() - int(unit["InactiveEnterTimestampMonotonic"]) / 1e6)
     ended = (datetime.now(UTC) - ago).replace(microsecond=0)
     # Run by hand since.
-    if last and last["finished"] > ended.isoformat():
+    if last and runs.later(last, ended.isoformat()):
         return last
     status = unit["ExecMainStatus"]
     if unit["Result"] in ("signal", "core-dump"):
