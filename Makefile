@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SUITE ?= trixie
 # The longest first, so that none is left alone at the end.
-SCENARIO ?= store fleet pull rollback security backups default operator replication sftp timers failover monitoring diagnose upgrade
+SCENARIO ?= store fleet pull rollback security default operator backups controller replication sftp timers failover monitoring diagnose upgrade
 # These run on both Debians by themselves; the others on one, and in `make test-all` on each.
 BOTH := default failover
 # How many parts run at a time, and how many of the unit tests: one more than processors, for they wait as well.
@@ -170,7 +170,7 @@ lock: venv ## pin the newest versions that requirements.in allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
 	  --constraints requirements.txt --upgrade roles/abathur_pull/files/requirements.in -o roles/abathur_pull/files/requirements.txt
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
-	  --upgrade molecule/operator/oldest.in -o molecule/operator/oldest.txt
+	  --upgrade molecule/controller/oldest.in -o molecule/controller/oldest.txt
 
 docs: venv ## write the README's generated tables anew
 	@PYTHONPATH=. $(VENV)/python scripts/docs.py

@@ -453,6 +453,13 @@ def test_an_index_of_the_log_that_is_not_in_use_says_nothing(sound: Config) -> N
     assert processes.wal_index(sound.database) is None
 
 
+def test_a_reader_of_an_index_that_came_after_it_was_looked_for_is_no_defect(sound: Config) -> None:
+    """An application that opens the database for each operation makes the -shm anew each time."""
+    with at_work(READER, sound.database):
+        assert processes.readers(sound.database, processes.WalIndex(0, 0, ())) == []
+        assert processes.readers(sound.database, processes.wal_index(sound.database))  # type: ignore[arg-type]
+
+
 def test_a_process_that_is_gone_holds_nothing(sound: Config) -> None:
     assert processes._held(1, Path("/proc/0/fdinfo/0"), sound.database) == []
     assert processes.repair(999_999_999, ["abathur.service"]) == "kill 999999999"

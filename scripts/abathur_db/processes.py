@@ -96,7 +96,8 @@ def readers(path: Path, index: WalIndex) -> list[Reader]:
     found = {
         Reader(each.pid, index.marks[each.first - WAL_READERS[0]])
         for each in locks(path)
-        if each.path != path and not each.exclusive and each.first in WAL_READERS
+        # The -shm may have come after it was read: an application that opens it for each operation makes it anew.
+        if each.path != path and not each.exclusive and each.first in WAL_READERS[: len(index.marks)]
     }
     return sorted(found, key=lambda each: (each.frame, each.pid))
 

@@ -76,7 +76,9 @@ def test_old_violations_warn_and_a_new_one_alerts_until_it_is_accepted(host: Any
     found = {check["id"]: check for check in tool("integrity-check")["checks"]}
     assert found["foreign_keys"]["warning"]
     assert found["foreign_keys"]["measured"].startswith("3 violations: 1 in agents, 1 in audit, 1 in state; first: ")
-    assert found["row_rules"]["measured"].endswith("against CHECK (json_valid(metadata))")
+    # Newer versions of SQLite have no objection to a NULL there.
+    objects = query("SELECT json_valid(NULL)") == [[0]]
+    assert ("against CHECK (json_valid(metadata))" in found.get("row_rules", {"measured": ""})["measured"]) is objects
     query("INSERT INTO state (task_id, key, value, created_at, updated_at) VALUES ('lost', 'a', 'b', 1, 1)")
     since = now(host)
     assert start(host, "integrity-check").rc == 1
@@ -137,7 +139,8 @@ def test_a_database_of_another_generation_is_adopted_and_its_application_starts_
     answers = {command: tool(command) for command in ("status", "doctor", "validate")}
     assert {command: answer["exit_code"] for command, answer in answers.items()} == dict.fromkeys(answers, 0), answers
     is_protected(host, query, tool)
-    assert not host.check_output(f"journalctl --no-pager -o cat -p err -u 'abathur-db-alert@*' --since @{since}")
+    # Where no alert ever was, newer versions of journalctl know no such unit.
+    assert not host.run(f"journalctl --no-pager -o cat -p err -u 'abathur-db-alert@*' --since @{since}").stdout
 
 
 def counted(query: Any) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-LOCK = ROOT / "molecule/operator/oldest.txt"
+LOCK = ROOT / "molecule/controller/oldest.txt"
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def oldest() -> Path:
 def test_the_oldest_ansible_deploys_and_its_summary_has_reasons(playbook: Any, oldest: Path) -> None:
     done = playbook("deploy.yml", "-e", "abathur_db_wal_limit_mb=93", program=oldest)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^operator-\S+ +deployed +release ", done.stdout, re.MULTILINE)
+    assert re.search(r"^controller-\S+ +deployed +release ", done.stdout, re.MULTILINE)
     failed = playbook("deploy.yml", "-e", "abathur_db_minimum_free_mb=99000000", program=oldest)
     assert failed.returncode != 0
-    told = re.search(r"^operator-\S+ +failed +(.*)$", failed.stdout, re.MULTILINE)
+    told = re.search(r"^controller-\S+ +failed +(.*)$", failed.stdout, re.MULTILINE)
     assert told is not None, failed.stdout
     assert told[1].startswith("preflight failed at data_free_space: ")
     assert "WARNING" not in failed.stderr
