@@ -493,6 +493,31 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
         assert (code, "took" in said) == (0, False), said
 
 
+def test_in_a_container_what_was_the_owner_s_goes_below_the_directory(
+    former: Config, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A directory of an overlay's lower layer, of an image for one, cannot be renamed: EXDEV."""
+    home, layers = former.backup_directory.parent, tmp_path_factory.mktemp("layers")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "tmpfs", layers], check=True)
+    try:
+        subprocess.run(["cp", "-a", home, layers / "lower"], check=True)
+        for each in ("upper", "work"):
+            (layers / each).mkdir()
+        (layers / "upper").chmod(home.stat().st_mode)
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work,redirect_dir=off"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", home], check=True)
+        try:
+            result = takeover.take_over(former)
+            assert result.data["taken"] == 2
+            assert f"over from {former.backup_directory / former.backup_directory.name}.former" in result.summary
+            assert len(catalog.backups(former)) == 2
+            assert former.backup_directory.stat().st_mode & 0o7777 == takeover.MODE
+        finally:
+            subprocess.run(["umount", "--lazy", home], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", layers], check=True)
+
+
 def test_on_a_disk_of_its_own_what_was_the_owner_s_goes_below_the_directory(former: Config) -> None:
     directory = former.backup_directory
     aside = directory.rename(directory.with_name("aside"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -22,17 +23,19 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
     """Give the backup directory to the user of its own, as root; what the owner had in it is copied and compared.
 
     A directory that was the owner's gets another name first and stays, because a file keeps its owner, and whoever has
-    it open, wherever it goes. One that is a mount has to stay where it is: what is in it goes into one below it. Can be
-    run again after it was killed. Raises Failure when the space is not there.
+    it open, wherever it goes. One that has to stay where it is, a mount or of the lower layer of an overlay, keeps its
+    name: what is in it goes into one below it. Can be run again after it was killed. Raises Failure when the space is
+    not there.
     """
     if not config.backup_owner:
         return Result("take-over", "backups have no user of their own")
     directory, account = config.backup_directory, host.account(config.backup_owner)
     found, owner = guarded.facts(directory), host.account(config.owner).pw_uid
-    mounted = _is_mount(directory)
-    owners = found is not None and (found.st_uid == owner or (mounted and found.st_mode & 0o7777 == SWEEPING))
-    base = directory / directory.name if mounted else directory
-    waiting = _aside(base, MOVING)
+    # Killed before the end it has this mode, and another deploy goes on.
+    swept = found is not None and found.st_uid == account.pw_uid and found.st_mode & 0o7777 == SWEEPING
+    owners = swept or (found is not None and found.st_uid == owner)
+    stays = swept or _is_mount(directory)
+    waiting = _aside(directory / directory.name if stays else directory, MOVING)
     if dry_run:
         said = f"would give {directory} to {config.backup_owner}, with the backups in it"
         return Result("take-over", said, changed=bool(owners or waiting or found is None))
@@ -40,15 +43,14 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         lister = config.owner if found and found.st_uid == owner else config.backup_owner
         needed: int = host.as_owner(lister, lambda: {"bytes": _bytes(directory)})["bytes"]
         host.require_free(directory, needed + config.minimum_free_mb * host.MB, "taking the backups over")
-        aside = _free(base, MOVING)
-        if mounted:
-            # Killed before the end it has this mode, and another deploy goes on.
+        stays = stays or not _renamed(directory, _free(directory, MOVING))
+        if stays:
+            aside = _free(directory / directory.name, MOVING)
             _give(directory, account.pw_uid, account.pw_gid, SWEEPING)
             host.as_owner(config.backup_owner, lambda: _sweep(directory, aside, owner))
-        else:
-            directory.rename(aside)
-        waiting = _aside(base, MOVING)
-    changed = (not mounted and _give(directory, account.pw_uid, account.pw_gid, MODE)) or bool(waiting)
+        waiting = _aside(directory / directory.name if stays else directory, MOVING)
+    base = directory / directory.name if stays else directory
+    changed = (not stays and _give(directory, account.pw_uid, account.pw_gid, MODE)) or bool(waiting)
     taken = 0
     left: list[str] = []
     kept: list[Path] = []
@@ -58,8 +60,8 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
         taken, left = taken + answer["taken"], left + answer["left"]
         kept.append(_free(base, FORMER))
         # A name is changed by whoever owns the directory that it is in.
-        host.as_owner(config.backup_owner if mounted else "", lambda source=each: _keep(source, kept[-1]))  # type: ignore[misc]
-    changed = (mounted and _give(directory, account.pw_uid, account.pw_gid, MODE)) or changed
+        host.as_owner(config.backup_owner if stays else "", lambda source=each: _keep(source, kept[-1]))  # type: ignore[misc]
+    changed = (stays and _give(directory, account.pw_uid, account.pw_gid, MODE)) or changed
     summary = f"{directory} belongs to {config.backup_owner}"
     summary += f"; took {counted(taken, 'backup')} over from {', '.join(map(str, kept))}, which stays" if kept else ""
     summary += f"; not taken: {'; '.join(left)}" if left else ""
@@ -69,6 +71,17 @@ def take_over(config: Config, dry_run: bool = False) -> Result:
 def _is_mount(directory: Path) -> bool:
     """Tell whether a directory is a mount by the mount's number: one of the same file system has no other device."""
     return directory.exists() and host.mount_number(directory) != host.mount_number(directory.parent)
+
+
+def _renamed(directory: Path, aside: Path) -> bool:
+    """Rename a directory; return false where it is of an overlay's lower layer, as in a container, and cannot be."""
+    try:
+        directory.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def _keep(source: Path, target: Path) -> dict[str, Any]:
