@@ -139,6 +139,20 @@ def test_what_the_application_brought_to_our_tables_fails_no_command(kind: str, 
     assert value(here.database, "SELECT count(*) FROM sessions") == before
 
 
+def test_a_column_that_is_gone_is_told_as_that_and_not_as_a_disk(here: Config) -> None:
+    schema.init(here)
+    run(here.database, "DROP INDEX idx_tasks_status_priority; ALTER TABLE tasks RENAME COLUMN priority TO urgency")
+    found = doctor.doctor(here)
+    told = {check.id: check.measured for check in found.checks if not check.ok or check.warning}
+    assert "table tasks lacks column priority" in told["columns"]
+    assert told["query_next_task"] == "next_task has no answer: no such column: priority"
+    assert not [check.hint for check in found.checks if "df -" in check.hint]
+    assert "failed at columns: " in validation.validate(here, []).summary
+    with pytest.raises(Failure, match="no such column: priority") as caught:
+        metrics.collect(here)
+    assert caught.value.hint.startswith("see what its tables lack: abathur-db doctor")
+
+
 def test_an_index_that_takes_the_applications_collation_is_a_warning_of_each_init(here: Config) -> None:
     alter(here.database, "DROP INDEX idx_tasks_status_priority;" + collated("tasks", "status"))
     assert "idx_tasks_status_priority" not in "".join(schema.init(here).data["steps"])

@@ -493,6 +493,11 @@ def test_the_take_over_by_root_leaves_backups_that_the_owner_cannot_change(host:
         assert (code, "took" in said) == (0, False), said
 
 
+def test_what_else_keeps_a_directory_from_being_renamed_is_no_container(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        takeover._renamed(tmp_path / "absent", tmp_path / "aside")
+
+
 def test_in_a_container_what_was_the_owner_s_goes_below_the_directory(
     former: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -371,6 +371,14 @@ def absent(error: sqlite3.Error) -> str:
     return next(filter(None, match.groups()), "") if match else ""
 
 
+def unanswerable(error: sqlite3.OperationalError) -> str:
+    """Return why a statement has no answer on this schema. Raises the error again where the schema is not the cause."""
+    # The extended codes of it, a collation that is absent for one, are more than its last byte.
+    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+        raise error
+    return str(error)
+
+
 def stood_in(connection: sqlite3.Connection, work: Callable[[], T]) -> tuple[T, list[str]]:
     """Do work that writes nothing, with stand-ins for the application's collations and functions that it meets.
 
@@ -461,6 +469,11 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error
+        if code == sqlite3.SQLITE_ERROR:
+            raise Failure(
+                f"SQLite failed on {path}: {error}",
+                "see what its tables lack: abathur-db doctor (a database of your own: abathur-db doctor PATH)",
+            ) from error
         # SQLite itself says "unable to open database file" or "disk I/O error" of all of these.
         why = host.condition(path.parent)
         raise Failure(

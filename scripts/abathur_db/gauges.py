@@ -144,6 +144,7 @@ def _patient(connection: sqlite3.Connection, what: str, notes: list[str]) -> Ite
         elif database.absent(error):
             notes.append(f"{what} was left out: {error}, which only the application's connections have")
         else:
+            # A table that is gone is no note.
             raise
     finally:
         connection.set_progress_handler(None, 0)

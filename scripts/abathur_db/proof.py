@@ -189,8 +189,5 @@ def _unanswered(plain: Path) -> list[str]:
                 for row in cursor.fetchmany(1):
                     connection.execute(query.sql, dict(zip(names, row, strict=True))).fetchall()
             except sqlite3.OperationalError as error:
-                # The extended codes of it, a collation that is absent for one, are more than its last byte.
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
-                    raise
-                told.append(f"{query.name} has no answer: {error}")
+                told.append(f"{query.name} has no answer: {database.unanswerable(error)}")
     return told

@@ -219,9 +219,8 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
     try:
         return _compared(connection, table, columns, there)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
-            raise
         # What its application brings, as the collation of a key, is needed to tell.
+        database.unanswerable(error)
         return UNKNOWN
 
 
