@@ -379,11 +379,18 @@ def test_ids_that_are_used_up_are_no_full_disk(here: Config) -> None:
     seed.seed(here)
     run(here.database, "UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'memory_entries'")
     run(here.database, "DELETE FROM memory_entries WHERE namespace LIKE 'app:%'")
-    with pytest.raises(Failure, match="takes no more rows, though its disk has") as caught:
+    with pytest.raises(Failure, match=r"SQLite finds no room in .*, though its disk has") as caught:
         seed.seed(here)
     command = caught.value.hint[caught.value.hint.index("python3") :]
     shown = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout
     assert "(9223372036854775807, 'memory_entries')" in shown
+
+
+def test_a_place_that_cannot_be_reached_is_told_by_whoever_opens_it(tmp_path: Path) -> None:
+    """A file in the place of a directory, for root can look into any."""
+    (tmp_path / "file").write_text("")
+    assert database.unsettled(tmp_path / "file" / "x.db") is False
+    assert database.unsettled(Path("/" + "x" * 300 + "/x.db")) is False
 
 
 def test_a_violation_that_is_mended_meanwhile_is_none(here: Config) -> None:

@@ -311,7 +311,7 @@ def test_the_disk_filling_up_under_a_job_is_said_in_plain_words(conf: Config, mo
             connection.execute("INSERT OR REPLACE INTO sessions (id, app_name, user_id) VALUES (1, 1, 1)")
             connection.executescript("CREATE TABLE big (x); INSERT INTO big VALUES (zeroblob(1000000))")
 
-    with pytest.raises(Failure, match=r"takes no more rows, though its disk has .* free"):
+    with pytest.raises(Failure, match=r"SQLite finds no room in .*, though its disk has .* free"):
         fill()
     monkeypatch.setattr(host, "free_bytes", lambda _: 4096)
     with pytest.raises(Failure, match=r"the disk of .* is full") as caught:

@@ -280,6 +280,6 @@ def test_a_migration_without_room_on_the_disk_is_told_as_such_and_not_as_a_defec
 ) -> None:
     small = replace(resources.migrations()[0], sql="PRAGMA max_page_count = 8;" + resources.migrations()[0].sql)
     monkeypatch.setattr(resources, "migrations", lambda: [small])
-    with pytest.raises(Failure, match=f"{tmp_path}/new.db takes no more rows, though its disk has") as caught:
+    with pytest.raises(Failure, match=f"SQLite finds no room in {tmp_path}/new.db, though its disk has") as caught:
         schema.build(tmp_path / "new.db")
-    assert caught.value.hint.startswith("see whether its owner's quota is used up")
+    assert caught.value.hint.startswith("see what is used up: the disk of temporary files")

@@ -128,10 +128,14 @@ def unsettled(path: Path) -> bool:
     A journal would be rolled back; a database in WAL mode gets a -shm.
     """
     _, index, journal = sidecars(path)
-    if journal.exists() and journal.stat().st_size:
-        return True
-    # Byte 18 of the file: sqlite.org/fileformat.html, section 1.3.3.
-    return not index.exists() and path.is_file() and beginning(path, 19)[18:] == b"\x02"
+    try:
+        if journal.exists() and journal.stat().st_size:
+            return True
+        # Byte 18 of the file: sqlite.org/fileformat.html, section 1.3.3.
+        return not index.exists() and path.is_file() and beginning(path, 19)[18:] == b"\x02"
+    except OSError:
+        # Whoever opens it says why it cannot be reached.
+        return False
 
 
 def require(path: Path) -> None:
@@ -460,12 +464,13 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
                 f"the database of its application refuses it: {error}",
                 "see which rule or trigger says so, and let the application change it",
             ) from error
-        if code == sqlite3.SQLITE_FULL and host.free_bytes(path) > STEP_BYTES:
-            # SQLite has one error for both.
+        if code == sqlite3.SQLITE_FULL and (free := host.free_bytes(path)) > STEP_BYTES:
+            # SQLite has one error for all of these.
             raise Failure(
-                f"{path} takes no more rows, though its disk has {host.readable(host.free_bytes(path))} free: {error}",
-                "see whether its owner's quota is used up (quota), or the ids of a table with AUTOINCREMENT, of which "
-                "9223372036854775807 is the last: " + shell("python3", "-c", SEQUENCES.format(str(path))),
+                f"SQLite finds no room in {path}, though its disk has {host.readable(free)} free: {error}",
+                "see what is used up: the disk of temporary files (df -h /var/tmp), its owner's quota (quota), or the "
+                "ids of a table with AUTOINCREMENT, of which 9223372036854775807 is the last: "
+                + shell("python3", "-c", SEQUENCES.format(str(path))),
             ) from error
         if code == sqlite3.SQLITE_FULL:
             raise Failure(f"the disk of {path} is full: {error}", f"free space: df -h {path.parent}") from error

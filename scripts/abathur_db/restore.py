@@ -235,10 +235,11 @@ def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], th
     if not there or not (key or identity):
         return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
     # A key may be NULL, and in more than one row, unless its column forbids it: those are told by their rowid.
-    named = " AND ".join(f"a.{each} IS NOT NULL" for each in key) or "FALSE"
+    named = " AND ".join(f"a.{each} IS NOT NULL" for each in key)
+    nameless = " OR ".join(f"a.{each} IS NULL" for each in key) or "TRUE"
     ways = [(named, " AND ".join(f"b.{each} = a.{each}" for each in key))] if key else []
     if identity and not (key and all(never for _, never in keys)):
-        ways.append((f"NOT ({named})", f"b.{identity} = a.{identity}"))
+        ways.append((f"({nameless})", f"b.{identity} = a.{identity}"))
     # A collation would take two texts for one; as text or bytes, two numbers that differ behind 15 digits are one.
     alike = (
         "typeof(a.{0}) = typeof(b.{0}) AND CASE typeof(a.{0}) WHEN 'text'"
