@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, catalog, cli, database, host, packing, proof, schema, seed
+from abathur_db import backup, catalog, cli, database, host, objects, packing, proof, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Failure
 from backups import edit, flip
@@ -180,7 +180,7 @@ def test_a_copy_kept_for_a_proof_is_a_closed_one(conf: Config) -> None:
         proof.prove(conf, catalog.find(conf, identity), plain)
         assert [each.name for each in conf.scratch_directory.iterdir()] == ["proof.db"]
         with database.opened(plain, 0, immutable=True) as connection:
-            assert database.row_counts(connection)["memory_entries"] == 203
+            assert objects.row_counts(connection)["memory_entries"] == 203
 
 
 GONE = {

@@ -23,6 +23,7 @@ from abathur_db import (
     database,
     fleet_page,
     markup,
+    objects,
     page,
     page_tables,
     report,
@@ -227,7 +228,7 @@ def test_a_hostile_row_and_a_hostile_summary_reach_the_page_escaped(conf: Config
     connection.execute(insert, (runs.now(), "sessions", json.dumps({"status": HOSTILE})))
     connection.execute(insert, (runs.now(), HOSTILE, HOSTILE))
     connection.execute(insert, ("no time", "sessions", "[]"))
-    connection.execute(f"CREATE TABLE {database.quoted(HOSTILE)} (x)")
+    connection.execute(f"CREATE TABLE {objects.quoted(HOSTILE)} (x)")
     connection.commit()
     connection.close()
     failed = {"command": "backup", "ok": False, "summary": HOSTILE, "invocation": "", "finished": runs.now()}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from abathur_db import backup, database, host, maintenance, metrics, replica, restore, schema, seed
+from abathur_db import backup, database, host, maintenance, metrics, objects, replica, restore, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from conftest import Cli
@@ -666,7 +666,7 @@ def test_a_comparison_that_was_cut_off_is_an_error_and_not_what_the_application_
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
             restore._missing_rows(connection, "t")
         with pytest.raises(sqlite3.OperationalError, match="interrupted"):
-            database.stood_in(connection, lambda: connection.execute("SELECT count(*) FROM t a, t b").fetchall())
+            objects.stood_in(connection, lambda: connection.execute("SELECT count(*) FROM t a, t b").fetchall())
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-journal"])

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from abathur_db import database, host, retain, schema, seed
+from abathur_db import database, host, objects, retain, schema, seed
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure
 from databases import at_work, dump, run, value
@@ -119,10 +119,10 @@ def test_no_row_is_ever_deleted_for_good(conf: Config) -> None:
     memory(conf, "old", ago(91))
     session(conf, "old", "terminated", ago(31))
     with database.opened(conf.database, 0, read_only=True) as connection:
-        before = database.row_counts(connection)
+        before = objects.row_counts(connection)
     retain.retain(conf)
     with database.opened(conf.database, 0, read_only=True) as connection:
-        after = database.row_counts(connection)
+        after = objects.row_counts(connection)
     assert after == {**before, "audit": before["audit"] + 2}
 
 

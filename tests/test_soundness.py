@@ -10,7 +10,19 @@ from pathlib import Path
 
 import applications
 import pytest
-from abathur_db import backup, database, doctor, maintenance, proof, restore, rules, schema, soundness, validation
+from abathur_db import (
+    backup,
+    database,
+    doctor,
+    maintenance,
+    objects,
+    proof,
+    restore,
+    rules,
+    schema,
+    soundness,
+    validation,
+)
 from abathur_db.config import Config
 from databases import run, value
 
@@ -73,7 +85,7 @@ def counted(path: Path) -> dict[str, int]:
     """Return the rows per table, by a connection that lacks nothing."""
     with closing(sqlite3.connect(path)) as connection:
         connection.create_collation("icu_root", lambda a, b: (a > b) - (a < b))
-        return {name: count for name, count in database.row_counts(connection).items() if name != "metrics"}
+        return {name: count for name, count in objects.row_counts(connection).items() if name != "metrics"}
 
 
 @pytest.mark.parametrize("kind", BROUGHT)

@@ -7,7 +7,7 @@ import statistics
 import time
 from dataclasses import replace
 
-from abathur_db import database, examination, latency, rehearsal, resources, schema, soundness
+from abathur_db import database, examination, latency, objects, rehearsal, resources, schema, soundness
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure
 
@@ -82,7 +82,7 @@ def _query(config: Config, connection: sqlite3.Connection, query: resources.Quer
         plan = rehearsal.plan(config, connection, query)
         milliseconds = _median(connection, query.sql, latency.sample(connection, query))
     except sqlite3.OperationalError as error:
-        said = f"{query.name} has no answer: {database.unanswerable(error)}"
+        said = f"{query.name} has no answer: {objects.unanswerable(error)}"
         told = "leave it to the application, whose connections or migrations have what it takes"
         return Check(name, True, "an answer in time", said, told, warning=True)
     budget = rehearsal.budget_ms(config, query)

@@ -18,6 +18,7 @@ from abathur_db import (
     guarded,
     handover,
     host,
+    objects,
     packing,
     progress,
     release,
@@ -139,7 +140,7 @@ def _facts(config: Config, plain: Path, *, full: bool) -> tuple[dict[str, Any], 
             "user_version": database.pragma(copy, "user_version"),
             "application_id": database.pragma(copy, "application_id"),
             "page_count": database.pragma(copy, "page_count"),
-            "rows": fitting(database.row_counts(copy)),
+            "rows": fitting(objects.row_counts(copy)),
         }
     # Each is in the backup as it is in the database, and a restore makes indexes of their tables again.
     said = [found.astray] if found.indexes else []

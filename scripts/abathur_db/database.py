@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
-from abathur_db import foreign, guarded, host
+from abathur_db import foreign, guarded, host, objects
 from abathur_db.result import Exit, Failure, away, look, shell
-
-T = TypeVar("T")
 
 MAGIC = b"SQLite format 3\0"
 """First 16 bytes of every SQLite file (sqlite.org/fileformat.html, section 1.3)."""
@@ -336,91 +331,6 @@ def checkpoint(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def tables(connection: sqlite3.Connection) -> list[str]:
-    """Return the tables of a database in their order; virtual ones are left out, their module may be absent."""
-    return [name for name, sayable in _tables(connection) if sayable]
-
-
-def unsayable(connection: sqlite3.Connection) -> list[str]:
-    """Return the tables whose name is no UTF-8, as far as it can be printed: no statement of ours can name them."""
-    return [name for name, sayable in _tables(connection) if not sayable]
-
-
-def _tables(connection: sqlite3.Connection) -> list[tuple[str, bool]]:
-    rows = connection.execute(
-        "SELECT name, CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table'"
-        " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
-    )
-    return [(name, name.encode() == stored) for name, stored in rows]
-
-
-def rowid(connection: sqlite3.Connection, table: str) -> str:
-    """Return a name of a table's rowid that none of its columns has, empty for a table WITHOUT ROWID."""
-    columns = {row[0].lower() for row in connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))}
-    name = next((each for each in ("rowid", "_rowid_", "oid") if each not in columns), "")
-    try:
-        connection.execute(f"SELECT {name or 'NULL'} FROM {quoted(table)} LIMIT 0")
-    except sqlite3.OperationalError:
-        return ""
-    return name
-
-
-ABSENT = re.compile(r"no such collation sequence: (.+)|(?:unknown|no such) function: ([^(]+)(?:\(\))?")
-"""What SQLite says of a collation or a function that the application gives to its own connections."""
-
-
-def absent(error: sqlite3.Error) -> str:
-    """Return the collation or function of the application's that SQLite says it lacks, empty for another error."""
-    match = ABSENT.fullmatch(str(error))
-    return next(filter(None, match.groups()), "") if match else ""
-
-
-def unanswerable(error: sqlite3.OperationalError) -> str:
-    """Return why a statement has no answer on this schema. Raises the error again where the schema is not the cause."""
-    # The extended codes of it, a collation that is absent for one, are more than its last byte.
-    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
-        raise error
-    return str(error)
-
-
-def stood_in(connection: sqlite3.Connection, work: Callable[[], T]) -> tuple[T, list[str]]:
-    """Do work that writes nothing, with stand-ins for the application's collations and functions that it meets.
-
-    Returns what the work returns, and their names: whatever takes their order or value is not to be relied on.
-    """
-    names: list[str] = []
-    try:
-        while True:
-            try:
-                return work(), names
-            except sqlite3.OperationalError as error:
-                name = absent(error)
-                if not name or name in names:
-                    raise
-                names.append(name)
-                connection.create_collation(name, lambda a, b: (a > b) - (a < b))
-                connection.create_function(name, -1, lambda *_: None, deterministic=True)
-    finally:
-        # With one of them a row could be written to the wrong place.
-        for name in names:
-            connection.create_collation(name, None)
-            connection.create_function(name, -1, None)
-
-
-def row_counts(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return the number of rows per table that is not virtual."""
-
-    def count(name: str) -> int:
-        return int(connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0])
-
-    return {name: stood_in(connection, partial(count, name))[0] for name in tables(connection)}
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def pragma(connection: sqlite3.Connection, name: str) -> int:
     """Return the value of a numeric pragma."""
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -454,7 +364,7 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
                 f"{path} is corrupt: {error}",
                 f"{RESTORE}: abathur-db restore latest (a database of your own: --database PATH)",
             ) from error
-        if absent(error):
+        if objects.absent(error):
             raise Refused(
                 f"SQLite alone cannot do it: {error}",
                 "leave it to the application: only its own connections have that collation or function",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from abathur_db import database, proof, replica, replication, wal
+from abathur_db import database, objects, proof, replica, replication, wal
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, summarize
 
@@ -38,7 +38,7 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
                 replica.fetch(config, settings, point, plain)
                 proof.examine(plain, str(point))
                 with database.opened(plain, 0, immutable=True) as connection:
-                    rows = database.row_counts(connection)
+                    rows = objects.row_counts(connection)
             seconds = round(time.monotonic() - begun, 3)
             said = f"{point}: {sum(rows.values())} rows in {seconds:.1f} s"
             # While somebody writes there is no saying what the replica should hold; then its own check counts.
@@ -60,4 +60,4 @@ def _replica(config: Config, settings: replica.Settings) -> tuple[Check, dict[st
 
 def _state(live: Any) -> tuple[int, dict[str, int]]:
     """Return a number that changes with every commit of another process, and the rows per table."""
-    return database.pragma(live, "data_version"), database.row_counts(live)
+    return database.pragma(live, "data_version"), objects.row_counts(live)

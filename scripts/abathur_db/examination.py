@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from abathur_db import adoption, database, rules
+from abathur_db import adoption, database, objects, rules
 from abathur_db.config import Config
 from abathur_db.result import Check, counted
 from abathur_db.soundness import Findings
@@ -19,7 +19,7 @@ def soundness(config: Config, name: str, found: Findings) -> Check:
     if found.indexes and not found.damage:
         # A backup of it has the same indexes; they are made of the rows, which are there.
         # By name: of all of them, one that takes a collation of the application's would end it.
-        again = "; ".join(config.sql(f"REINDEX {database.quoted(each)}") for each in found.indexes[:MOST])
+        again = "; ".join(config.sql(f"REINDEX {objects.quoted(each)}") for each in found.indexes[:MOST])
         more = f"; then run this again, for {len(found.indexes) - MOST} more" if found.indexes[MOST:] else ""
         repair = f"make it of the rows again, with the application stopped: {again}{more}"
     return Check(name, not found.fault, "ok", found.fault or "ok", repair)
@@ -34,7 +34,7 @@ def content(
     the application's rows; `strict` makes a failure of foreign keys that are violated anew.
     """
     broken, unable = rules.broken(connection) if whole else ([], [])
-    nameless = [f"table {each}, whose name is no UTF-8" for each in database.unsayable(connection)]
+    nameless = [f"table {each}, whose name is no UTF-8" for each in objects.unsayable(connection)]
     unchecked = [*found.unchecked, *unable, *rules.foreign_key_violations(connection)[1], *nameless]
     odd = [*found.rows, *map(str, broken)]
     checks = [foreign_keys(config, connection, strict=strict)]

@@ -21,6 +21,7 @@ from abathur_db import (
     host,
     latency,
     maintenance,
+    objects,
     readings,
     replica,
     replication,
@@ -141,7 +142,7 @@ def _patient(connection: sqlite3.Connection, what: str, notes: list[str]) -> Ite
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
             notes.append(f"{what} took longer than {PATIENCE_SECONDS:g} s and was left out")
-        elif database.absent(error):
+        elif objects.absent(error):
             notes.append(f"{what} was left out: {error}, which only the application's connections have")
         else:
             # A table that is gone is no note.
@@ -219,8 +220,8 @@ def duplicate_indexes(connection: sqlite3.Connection) -> dict[str, str]:
     for (table,) in tables.fetchall():
         columns = {}
         removable = []
-        for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({database.quoted(table)})"):
-            parts = connection.execute(f"PRAGMA index_xinfo({database.quoted(name)})").fetchall()
+        for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({objects.quoted(table)})"):
+            parts = connection.execute(f"PRAGMA index_xinfo({objects.quoted(name)})").fetchall()
             keys = [(part[2], part[4]) for part in parts if part[5]]
             # One whose name is no UTF-8 tells nothing of itself.
             if partial or not keys or any(column is None for column, _ in keys):

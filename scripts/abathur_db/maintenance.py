@@ -6,7 +6,19 @@ import os
 import sqlite3
 import time
 
-from abathur_db import adoption, clones, database, examination, guarded, host, replica, restore, rules, soundness
+from abathur_db import (
+    adoption,
+    clones,
+    database,
+    examination,
+    guarded,
+    host,
+    objects,
+    replica,
+    restore,
+    rules,
+    soundness,
+)
 from abathur_db.config import Config
 from abathur_db.result import Check, Result, afterwards, summarize
 
@@ -37,7 +49,7 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
         if dry_run:
             return Result("analyze", f"would analyze {size}", changed=True, data=measured)
         connection.execute(f"PRAGMA analysis_limit = {config.analysis_limit}")
-        left_out = [each for each in database.tables(connection) if not _analyzed(connection, each)]
+        left_out = [each for each in objects.tables(connection) if not _analyzed(connection, each)]
     checks = []
     if left_out:
         said = f"not analyzed: {', '.join(left_out)}"
@@ -50,9 +62,9 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
 def _analyzed(connection: sqlite3.Connection, table: str) -> bool:
     """Analyze a table; return false where that takes a collation of the application's."""
     try:
-        connection.execute(f"ANALYZE {database.quoted(table)}")
+        connection.execute(f"ANALYZE {objects.quoted(table)}")
     except sqlite3.OperationalError as error:
-        if not database.absent(error):
+        if not objects.absent(error):
             raise
         return False
     return True

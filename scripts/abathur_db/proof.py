@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from abathur_db import catalog, database, guarded, host, packing, resources, schema, soundness
+from abathur_db import catalog, database, guarded, host, objects, packing, resources, schema, soundness
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, fitting
 from abathur_db.result import Check, Failure, Result, afterwards, counted, summarize
@@ -64,7 +64,7 @@ def examine(path: Path, name: str, also: Callable[[sqlite3.Connection], object] 
             mended += new
             with database.opened(path, 0) as connection:
                 for index in new:
-                    connection.execute(f"REINDEX {database.quoted(index)}")
+                    connection.execute(f"REINDEX {objects.quoted(index)}")
             with database.opened(path, 0, immutable=True) as connection:
                 found = soundness.findings(connection, full=True)
         if found.fault:
@@ -79,7 +79,7 @@ def _compare(connection: sqlite3.Connection, manifest: Manifest) -> None:
         "application_id": database.pragma(connection, "application_id"),
         "user_version": database.pragma(connection, "user_version"),
         "page_count": database.pragma(connection, "page_count"),
-        "rows": fitting(database.row_counts(connection)),
+        "rows": fitting(objects.row_counts(connection)),
     }
     for name, value in found.items():
         said = getattr(manifest, name)
@@ -189,5 +189,5 @@ def _unanswered(plain: Path) -> list[str]:
                 for row in cursor.fetchmany(1):
                     connection.execute(query.sql, dict(zip(names, row, strict=True))).fetchall()
             except sqlite3.OperationalError as error:
-                told.append(f"{query.name} has no answer: {database.unanswerable(error)}")
+                told.append(f"{query.name} has no answer: {objects.unanswerable(error)}")
     return told

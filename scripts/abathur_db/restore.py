@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, guarded, host, packing, proof, readings, replica, schema
+from abathur_db import catalog, database, guarded, host, objects, packing, proof, readings, replica, schema
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result, counted, look
 
@@ -188,9 +188,9 @@ def losses(config: Config, other: Path) -> dict[str, Any]:
             return {"tables": {}, "sentence": "there is no database now, so nothing is lost"}
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
             connection.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?immutable=1",))
-            compared = [name for name in database.tables(connection) if name not in OWN_TABLES]
+            compared = [name for name in objects.tables(connection) if name not in OWN_TABLES]
             tables = {name: _missing_rows(connection, name) for name in compared}
-            tables |= dict.fromkeys(database.unsayable(connection), UNKNOWN)
+            tables |= dict.fromkeys(objects.unsayable(connection), UNKNOWN)
     except Failure as failure:
         if failure.code is Exit.BUSY:
             raise
@@ -220,18 +220,18 @@ def _missing_rows(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
         return _compared(connection, table, columns, there)
     except sqlite3.OperationalError as error:
         # What its application brings, as the collation of a key, is needed to tell.
-        database.unanswerable(error)
+        objects.unanswerable(error)
         return UNKNOWN
 
 
 def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], there: set[str]) -> dict[str, Any]:
-    name = database.quoted(table)
-    identity = database.rowid(connection, table)
+    name = objects.quoted(table)
+    identity = objects.rowid(connection, table)
     live = f"main.{name}"
     if (ours := OWN_ROWS.get(table.lower())) and {column.lower() for column, *_ in columns} >= readings.COLUMNS:
         live = f"(SELECT {identity and f'{identity} AS {identity}, '}* FROM main.{name} WHERE ({ours}) IS NOT TRUE)"
     keys = [(column, never) for column, _, position, _, never in columns if position]
-    key = [database.quoted(column) for column, _ in keys] if all(column.lower() in there for column, _ in keys) else []
+    key = [objects.quoted(column) for column, _ in keys] if all(column.lower() in there for column, _ in keys) else []
     if not there or not (key or identity):
         return {"new": connection.execute(f"SELECT count(*) FROM {live}").fetchone()[0], "changed": 0}
     # A key may be NULL, and in more than one row, unless its column forbids it: those are told by their rowid.
@@ -248,7 +248,7 @@ def _compared(connection: sqlite3.Connection, table: str, columns: list[Any], th
     # Of a column that the other one does not have, what its definition does not give by itself is lost.
     given = "a.{0} IS ({1})"
     kept = " AND ".join(
-        (alike if column.lower() in there else given).format(database.quoted(column), default or "NULL")
+        (alike if column.lower() in there else given).format(objects.quoted(column), default or "NULL")
         for column, default, _, hidden, _ in columns
         if not hidden
     )

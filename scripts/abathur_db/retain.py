@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from abathur_db import database, foreign, host, runs, trail
+from abathur_db import database, foreign, host, objects, runs, trail
 from abathur_db.config import Config
 from abathur_db.result import Failure, Result, left
 
@@ -50,7 +50,7 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, connection: sqlite3.Connection, table: str) -> Key:
         """Return the key of a table, which has a rowid or was made WITHOUT one."""
-        rowid = database.rowid(connection, table)
+        rowid = objects.rowid(connection, table)
         return cls(rowid, f"{rowid} = :row") if rowid else cls("CAST(id AS BLOB)", "id = CAST(:row AS TEXT)")
 
 

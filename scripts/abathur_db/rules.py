@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from abathur_db import database, soundness
+from abathur_db import objects, soundness
 from abathur_db.result import counted
 
 TOKEN = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|\w+|.""", re.DOTALL)
@@ -42,7 +42,7 @@ def broken(connection: sqlite3.Connection) -> tuple[list[Broken], list[str]]:
     """
     found: list[Broken] = []
     unchecked: list[str] = []
-    for table in database.tables(connection):
+    for table in objects.tables(connection):
         sql = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
         for constraint in constraints(sql):
             try:
@@ -75,17 +75,17 @@ def constraints(sql: str) -> list[str]:
 
 
 def _breaking(connection: sqlite3.Connection, table: str, constraint: str) -> Iterator[Broken]:
-    name = database.quoted(table)
+    name = objects.quoted(table)
     rows = f"FROM {name} WHERE NOT ({constraint})"
     count = connection.execute(f"SELECT count(*) {rows}").fetchone()[0]
     if not count:
         return
     columns = connection.execute("SELECT name, dflt_value FROM pragma_table_xinfo(?)", (table,)).fetchall()
     used = [each for each in columns if soundness.word(each[0]).search(constraint)]
-    identity = database.rowid(connection, table)
+    identity = objects.rowid(connection, table)
     repair = f"SELECT {identity and f'{identity}, '}* {rows}"
     if len(used) == 1 and used[0][1] is not None:
-        column, default = database.quoted(used[0][0]), used[0][1]
+        column, default = objects.quoted(used[0][0]), used[0][1]
         # A value that is there may be the only copy of something: what it should be is for people to say.
         if not connection.execute(f"SELECT count(*) {rows} AND {column} IS NOT NULL").fetchone()[0]:
             repair = f"UPDATE {name} SET {column} = {default} WHERE {column} IS NULL"
@@ -100,11 +100,11 @@ def foreign_key_violations(connection: sqlite3.Connection) -> tuple[dict[str, in
     """
     counts: dict[str, int] = {}
     unchecked: list[str] = []
-    for table in database.tables(connection):
+    for table in objects.tables(connection):
         if not connection.execute("SELECT 1 FROM pragma_foreign_key_list(?)", (table,)).fetchone():
             continue
         try:
-            found = sum(1 for _ in connection.execute(f"PRAGMA foreign_key_check({database.quoted(table)})"))
+            found = sum(1 for _ in connection.execute(f"PRAGMA foreign_key_check({objects.quoted(table)})"))
         except sqlite3.OperationalError as error:
             unchecked.append(f"foreign keys of table {table} ({error})")
         else:
@@ -117,7 +117,7 @@ def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
 
     Both are empty where it was mended in the meantime.
     """
-    first = connection.execute(f"PRAGMA foreign_key_check({database.quoted(table)})").fetchone()
+    first = connection.execute(f"PRAGMA foreign_key_check({objects.quoted(table)})").fetchone()
     if first is None:
         return "", ""
     _, row, parent, number = first
@@ -126,10 +126,10 @@ def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
     ).fetchall()
     columns = connection.execute("SELECT name, pk FROM pragma_table_xinfo(?) ORDER BY pk", (parent,)).fetchall()
     primary = [name for name, position in columns if position]
-    child, kin = database.quoted(table), database.quoted(parent)
-    own = [database.quoted(each[0]) for each in keys]
+    child, kin = objects.quoted(table), objects.quoted(parent)
+    own = [objects.quoted(each[0]) for each in keys]
     # Without a column that it names, a foreign key means the primary key (sqlite.org/foreignkeys.html, section 3).
-    theirs = [database.quoted(each[1] or primary[place]) for place, each in enumerate(keys)] if columns else []
+    theirs = [objects.quoted(each[1] or primary[place]) for place, each in enumerate(keys)] if columns else []
     # A qualified name is never taken for a text where there is no such column.
     lost = " AND ".join(f"{child}.{each} IS NOT NULL" for each in own)
     if theirs:
@@ -140,5 +140,5 @@ def unparented(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
         # What SQLite does by itself when the application has foreign_keys on.
         return said, f"UPDATE {child} SET {', '.join(f'{each} = NULL' for each in own)} WHERE {lost}"
     # Whether the parent comes back or the row goes is for people to say: nothing is deleted by us.
-    identity = database.rowid(connection, table)
+    identity = objects.rowid(connection, table)
     return said, f"SELECT {identity and f'{identity}, '}* FROM {child} WHERE {lost}"

@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abathur_db import adoption, catalog, database, examination, guarded, host, resources, rules, soundness
+from abathur_db import adoption, catalog, database, examination, guarded, host, objects, resources, rules, soundness
 from abathur_db.config import Config
 from abathur_db.result import Check, Failure, Result, away, counted
 from abathur_db.shape import Difference, Index, Schema, describe, difference, expected, latest
@@ -176,7 +176,7 @@ def _indexing(connection: sqlite3.Connection, lack: Difference, name: str) -> st
 def _rows(connection: sqlite3.Connection, index: Index) -> int:
     """Return how many rows the table of an index has; 0 for one that is absent."""
     try:
-        found = connection.execute(f"SELECT count(*) FROM {database.quoted(index.table)}").fetchone()[0]
+        found = connection.execute(f"SELECT count(*) FROM {objects.quoted(index.table)}").fetchone()[0]
     except sqlite3.OperationalError:
         return 0
     return int(found)
@@ -186,11 +186,11 @@ def _lacks(connection: sqlite3.Connection, wanted: Schema, found: Schema) -> Dif
     """Compare a database with what is wanted; an index that only the application could make is none to make."""
     lack = difference(wanted, found)
     for name, index in list(lack.indexes.items()):
-        columns = ", ".join(database.quoted(each.removesuffix(" DESC")) for each in index.columns)
+        columns = ", ".join(objects.quoted(each.removesuffix(" DESC")) for each in index.columns)
         try:
-            connection.execute(f"EXPLAIN SELECT 1 FROM {database.quoted(index.table)} ORDER BY {columns}")
+            connection.execute(f"EXPLAIN SELECT 1 FROM {objects.quoted(index.table)} ORDER BY {columns}")
         except sqlite3.OperationalError as error:
-            if database.absent(error):
+            if objects.absent(error):
                 lack.taken[name] = f"INDEX {name} is absent, for SQLite alone cannot make it: {error}"
                 del lack.indexes[name]
     return lack
@@ -281,7 +281,7 @@ def _bring_up(config: Config) -> list[Check]:
                 connection.execute(statement)
             for name, index in lack.indexes.items():
                 if name in lack.differing:
-                    connection.execute(f"DROP INDEX {database.quoted(name)}")
+                    connection.execute(f"DROP INDEX {objects.quoted(name)}")
                 connection.execute(str(index.sql))
             connection.execute(f"PRAGMA application_id = {wanted.application_id}")
             connection.execute(f"PRAGMA user_version = {wanted.version}")

@@ -10,7 +10,7 @@ import re
 import sqlite3
 from dataclasses import dataclass
 
-from abathur_db import database
+from abathur_db import objects
 
 LINES = 10_000
 """Lines that SQLite gives at most: those of the file first, those of rows and indexes table by table. Of its default of
@@ -97,7 +97,7 @@ def _lines(connection: sqlite3.Connection, check: str) -> tuple[list[str], list[
             # It gives up where it cannot go on; that is the last line.
             said.append(str(error))
 
-    _, absent = database.stood_in(connection, run)
+    _, absent = objects.stood_in(connection, run)
     # The first line may be a heading, "*** in database main ***", of no use in a sentence.
     lines = [line for each in said for line in each.splitlines()]
     return [each for each in lines if each != "ok" and not each.startswith("***")], absent
