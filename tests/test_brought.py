@@ -206,6 +206,21 @@ def test_a_database_is_known_by_names_in_whatever_case(here: Config, kind: str) 
     assert restore.losses(here, copied(here))["sentence"] == "no row is lost"
 
 
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+def test_a_database_of_another_encoding_is_one_as_any_other(conf: Config, encoding: str) -> None:
+    run(
+        conf.database,
+        f"PRAGMA encoding = '{encoding}'; CREATE TABLE first (\"é\" TEXT); INSERT INTO first VALUES ('ü')",
+    )
+    applications.make(conf.database, "A1")
+    run(conf.database, 'CREATE TABLE "名前" (a); INSERT INTO "名前" VALUES (1)')
+    assert schema.init(conf).ok
+    done = everything(conf)
+    assert {name: result.summary for name, result in done.items() if not result.ok} == {}
+    assert "名前" in done["backup"].data["rows"]
+    assert restore.losses(conf, copied(conf))["sentence"] == "no row is lost"
+
+
 def copied(conf: Config) -> Path:
     """Return a copy of the database as a backup would be."""
     copy = conf.database.with_name("copy.db")

@@ -26,7 +26,9 @@ def _tables(connection: sqlite3.Connection) -> list[tuple[str, bool]]:
         "SELECT name, CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table'"
         " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     )
-    return [(name, name.encode() == stored) for name, stored in rows]
+    # A cast to bytes gives those of the file: UTF-8, UTF-16le or UTF-16be.
+    encoding = connection.execute("PRAGMA encoding").fetchone()[0]
+    return [(name, name.encode(encoding, "surrogatepass") == stored) for name, stored in rows]
 
 
 def rowid(connection: sqlite3.Connection, table: str) -> str:
