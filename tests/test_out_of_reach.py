@@ -190,6 +190,35 @@ def test_the_owner_alone_is_sent_to_root(host: Host) -> None:
     assert (code, f"this runs as {OWNER}, but this is the work of {KEEPER}" in said) == (2, True)
 
 
+OWN = {
+    "handover": "snapshot",
+    "last": "analyze",
+    "history": "vacuum",
+    "history/.lock": "vacuum",
+    "history/analyze.jsonl": "analyze",
+    "lock": "analyze",
+    "scratch": "integrity-check",
+}
+"""What the owner keeps in its state directory, and a job that writes there."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_another_user_has_in_the_state_directory_is_given_back_by_the_command_that_is_said(
+    host: Host, name: str
+) -> None:
+    path = host.conf.state_directory / name
+    assert host.tool(OWN[name])[0] == 0
+    path.exists() or path.mkdir()
+    os.chown(path, 0, 0)
+    path.chmod(0o700 if path.is_dir() else 0o600)
+    _, said = host.tool(OWN[name])
+    told = re.search(rf"{path} belongs to root \(uid 0\), and {OWNER} has to use it.*?(chown .*?)$", said, re.S | re.M)
+    assert told, said
+    subprocess.run(told[1], shell=True, check=True)
+    code, said = host.tool(OWN[name])
+    assert (code, "belongs to" in said) == (0, False), said
+
+
 def test_the_reason_why_there_is_no_copy_is_the_backups(host: Host) -> None:
     aside = host.conf.database.rename(host.conf.database.with_name("aside"))
     for done in (host.through_units(), host.tool("backup")):

@@ -473,9 +473,12 @@ def _record(settings: Config, result: Result, begun: float) -> None:
 
     try:
         # As the owner also where root ran it: nothing of root's belongs in the owner's directory.
-        host.as_owner(_user(settings, COMMANDS[result.command]), write)
+        with host.translated():
+            host.as_owner(_user(settings, COMMANDS[result.command]), write)
     except (OSError, Failure) as error:
         print(f"abathur-db: the result could not be kept in {home}: {error}", file=sys.stderr)
+        if hint := getattr(error, "hint", ""):
+            print(f"hint: {hint}", file=sys.stderr)
 
 
 def _print(result: Result, as_json: bool) -> None:

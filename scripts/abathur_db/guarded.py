@@ -67,6 +67,8 @@ def opened(path: Path, flags: int, mode: int = 0o600) -> int:
             raise _planted(path, link(path)) from None
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise _planted(path, "is not a regular file") from None
+        if error.errno == errno.EACCES and (flags & os.O_CREAT or os.stat(path.parent).st_uid == os.geteuid()):
+            _refuse_anothers(path)
         raise
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
@@ -114,12 +116,30 @@ def directory(path: Path, mode: int | None = None) -> None:
         raise Failure(f"{path} cannot be made: {error.strerror}", look(path.parent)) from None
     if path.is_symlink():
         raise _planted(path, link(path))
+    # One that its group may write serves as well, unless its mode has to be set.
+    if mode is not None or not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        _refuse_anothers(path)
     if mode is not None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
+
+
+def _refuse_anothers(path: Path) -> None:
+    """Refuse what is another user's, as a copied host or a restored archive leaves it, though this user is to use it.
+
+    Raises Failure; nothing of root's is refused, who may write it all.
+    """
+    found, user = facts(path), os.geteuid()
+    if found is None or user in (0, found.st_uid):
+        return
+    name = user_name(user).split()[0]
+    raise Failure(
+        f"{path} belongs to {user_name(found.st_uid)}, and {name} has to use it",
+        f"give it to {name}: {shell('chown', '--no-dereference', f'{name}:', path)}",
+    )
 
 
 def made(path: Path, mode: int = 0o777) -> None:
