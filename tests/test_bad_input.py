@@ -296,7 +296,7 @@ RESTORE = f"{database.RESTORE}: abathur-db restore latest (a database of your ow
 RESTORE_OWN = f"{database.RESTORE}: abathur-db restore latest --database {{home}}/abathur.db"
 ELSEWHERE = "configure another path for Abathur's database"
 ADAPT = "adapt it with its application's own migration, then run this again"
-MOVE = "move it away (mv {home}/abathur.db {home}/abathur.db.other) or configure another path"
+MOVE = "move it away (mv --backup=numbered {home}/abathur.db {home}/abathur.db.other) or configure another path"
 
 
 def replaced(make: Callable[[Path], object]) -> Prepare:
@@ -371,7 +371,7 @@ def planted_log(make: Callable[[Path], object]) -> Case:
         "backup",
         "backup: {home}/abathur.db-wal is not a regular file, as a file of SQLite is",
         "find out who put it there (ls -la {home}), stop the application, then move it away: "
-        "mv {home}/abathur.db-wal {home}/abathur.db-wal.planted",
+        "mv --backup=numbered {home}/abathur.db-wal {home}/abathur.db-wal.planted",
     )
 
 
@@ -387,7 +387,9 @@ DATABASES = {
         MOVE,
     ),
     "an empty file": refused(
-        Path.touch, "is empty (0 bytes), not a database", "move it away: mv {home}/abathur.db {home}/abathur.db.empty"
+        Path.touch,
+        "is empty (0 bytes), not a database",
+        "move it away: mv --backup=numbered {home}/abathur.db {home}/abathur.db.empty",
     ),
     "a directory": refused(
         Path.mkdir, "is a directory, not a database", "configure another path, or look at it: ls -ld {home}/abathur.db"
@@ -443,8 +445,8 @@ DATABASES = {
     "no table": refused(
         lambda path: run(path, "PRAGMA journal_mode = WAL"),
         "has no table",
-        "stop the application, move it away (mv {home}/abathur.db {home}/abathur.db.empty), then deploy again, or "
-        "restore a backup",
+        "stop the application, move it away (mv --backup=numbered {home}/abathur.db {home}/abathur.db.empty), "
+        "then deploy again, or restore a backup",
     ),
     "another application's tables": refused(
         lambda path: run(path, "CREATE TABLE x (y)"),
@@ -490,20 +492,19 @@ DATABASES = {
         "init",
         "init: {home}/abathur.db is missing, but its backups (1) and kept copies (0) are here; "
         "no empty one was made in its place",
-        "restore the newest (abathur-db restore latest --database {home}/abathur.db), "
-        "or begin anew (abathur-db restore fresh --database {home}/abathur.db)",
+        "bring the backup of … UTC back: abathur-db restore latest --database {home}/abathur.db",
     ),
     "no database, no backup": Case(
         replaced(lambda _: None),
         "backup",
         "backup: there is no database at {home}/abathur.db",
-        "bring it back: deploy again, or restore a backup (a new one of your own: abathur-db init PATH)",
+        "make a new one: abathur-db init {home}/abathur.db",
     ),
     "a log without its database": refused(
         lambda path: path.with_name("abathur.db-wal").write_bytes(b"committed rows"),
         "is missing, but its write-ahead log abathur.db-wal (14 bytes) is there",
         "put the database file back beside it, or move the log away: "
-        "mv {home}/abathur.db-wal {home}/abathur.db-wal.orphan",
+        "mv --backup=numbered {home}/abathur.db-wal {home}/abathur.db-wal.orphan",
     ),
     "a log that is a FIFO": planted_log(fifo),
     "a log that is a symlink": planted_log(lambda path: path.symlink_to("abathur-db.toml")),

@@ -65,7 +65,7 @@ def test_a_failure_is_a_sentence_and_a_hint_on_standard_error(cli: Cli, tmp_path
     code, output, errors = cli("analyze", tmp_path / "none.db")
     assert (code, output) == (1, "")
     assert errors.splitlines()[0] == f"analyze: there is no database at {tmp_path / 'none.db'}"
-    assert errors.splitlines()[1].startswith("hint: bring it back")
+    assert errors.splitlines()[1].startswith("hint: make a new one: abathur-db init ")
 
 
 def test_a_failure_with_json_is_on_standard_output_alone(cli: Cli, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from abathur_db import (
     restore,
     runs,
     schema,
+    status,
 )
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure
@@ -61,7 +62,7 @@ def repaired(command: str, cli: Cli) -> None:
         code, _, errors = cli(*words[1:])
         assert code == 0, errors
     else:
-        subprocess.run(words, check=True, capture_output=True)
+        subprocess.run(["bash", "-euc", command], check=True, capture_output=True)
 
 
 def test_nothing_is_said_to_be_wrong_with_a_sound_database(sound: Config) -> None:
@@ -301,7 +302,7 @@ def test_a_process_that_writes_into_a_deleted_database_is_named(sound: Config, c
         shutil.move(tmp_path / "copy", sound.database)
         found = diagnosis(sound, "deleted_file")
         assert not found.ok
-        assert f"{host.process_name(process.pid)} still uses a deleted abathur.db" in found.measured
+        assert f"{host.process_name(process.pid)} has the deleted abathur.db open" in found.measured
         repaired(found.hint, cli)
         process.wait()
         assert doctor.doctor(sound).ok
@@ -314,7 +315,7 @@ def test_a_deleted_database_s_holder_is_named_whatever_way_the_database_is_named
             each.unlink(missing_ok=True)
         sound.database.with_name("copy").rename(sound.database)
         code, _, errors = cli("doctor", os.path.relpath(sound.database, ROOT / "scripts"))
-        assert (code, f"(pid {process.pid}) still uses a deleted abathur.db" in errors) == (1, True), errors
+        assert (code, f"(pid {process.pid}) has the deleted abathur.db open" in errors) == (1, True), errors
 
 
 def test_a_file_that_is_called_deleted_is_not_a_deleted_one(sound: Config) -> None:
@@ -337,18 +338,19 @@ def test_a_low_disk_is_told_with_its_numbers(sound: Config) -> None:
     found = diagnosis(replace(sound, minimum_free_mb=99_000_000), "disk_1")
     assert not found.ok
     assert re.search(r"\d+ %\) free at .+: jobs do not start", found.measured)
-    assert found.hint.startswith("du -xhd1 ")
+    assert re.fullmatch(r"du -xah /\S* \| sort -h \| tail", found.hint)
 
 
 def test_a_former_database_on_the_low_disk_is_named_as_evidence_and_no_command_deletes_it(
-    sound: Config, cli: Cli
+    sound: Config, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host, "mount_point", lambda _: sound.database.parent)
     kept = Path(restore.restore(sound, "fresh").data["kept"])
     found = diagnosis(replace(sound, minimum_free_mb=99_000_000), "disk_1")
     assert found.measured.endswith(
         f"; former databases kept there, for you to delete when no longer needed: {kept.name}"
     )
-    assert found.hint == f"du -xhd1 {kept.parent}"
+    assert found.hint.startswith(f"du -xah {sound.database.parent} |")
     repaired(found.hint, cli)
     assert kept.is_dir()
 
@@ -389,7 +391,14 @@ def deployed(sound: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         def answer(verb: str, *arguments: str) -> list[str]:
             if verb == "list-unit-files":
                 return re.findall(r"^Id=(.+)$", timers, re.MULTILINE)
-            return [f"ActiveState={state}"] if arguments[0] == "abathur.service" else timers.splitlines()
+            unit = [
+                "Id=abathur.service",
+                "LoadState=loaded",
+                f"ActiveState={state}",
+                "UnitFileState=enabled",
+                "Type=simple",
+            ]
+            return unit if arguments[0] == "abathur.service" else timers.splitlines()
 
         monkeypatch.setattr(host, "systemctl", answer)
         return replace(sound, owner="root", application_units=["abathur.service"])
@@ -411,10 +420,12 @@ def test_a_host_without_any_timer_is_told(deployed: Callable[[str, str], Config]
 
 def test_a_job_that_failed_and_a_backup_too_old_are_told(deployed: Callable[[str, str], Config]) -> None:
     config = deployed(TIMERS, "active")
+    config.backup_directory.mkdir()
     failed = {"command": "backup", "ok": False, "finished": "2026-11-24", "summary": "disk low", "invocation": ""}
     for hint, says in (("", ""), ("free some", " (it says: free some)")):
         runs.record(config.state_directory, {**failed, "hint": hint})
-        assert diagnosis(config, "job_backup").measured == f"backup failed at 2026-11-24: disk low{says}"
+        again = "; it runs again by itself at Wed 2026-11-25 02:00:00 UTC"
+        assert diagnosis(config, "job_backup").measured == f"backup failed at 2026-11-24: disk low{says}{again}"
     assert "too old or absent: no verified backup" in diagnosis(config, "backup_age").measured
     backup.backup(config)
     assert diagnosis(config, "backup_age").ok
@@ -422,7 +433,39 @@ def test_a_job_that_failed_and_a_backup_too_old_are_told(deployed: Callable[[str
 
 def test_an_application_that_systemd_gave_up_is_told(deployed: Callable[[str, str], Config]) -> None:
     assert diagnosis(deployed(TIMERS, "failed"), "abathur.service").hint == "systemctl restart abathur.service"
-    assert all(check.id != "abathur.service" for check in doctor.doctor(deployed(TIMERS, "active")).checks)
+    assert diagnosis(deployed(TIMERS, "active"), "abathur.service").ok
+    idle = diagnosis(deployed(TIMERS, "inactive"), "abathur.service")
+    assert (idle.ok, idle.warning, idle.hint) == (True, True, "systemctl start abathur.service")
+    # By status as well, and so by the page, the fleet's and every deploy.
+    found = {each.id: each.ok for each in status.status(deployed(TIMERS, "failed")).checks}
+    assert found["abathur.service"] is False
+
+
+def test_a_backup_directory_that_is_absent_is_told_before_what_it_causes(
+    deployed: Callable[[str, str], Config], cli: Cli
+) -> None:
+    config = deployed(TIMERS, "active")
+    found = doctor.doctor(config)
+    assert "absent: its disk is not mounted, or somebody deleted it" in found.summary
+    assert not {each.id: each.ok for each in status.status(config).checks}["backup_directory"]
+    repaired(found.hint.rpartition("else make it: ")[2], cli)
+    assert diagnosis(config, "backup_age").hint == "systemctl start abathur-db@backup"
+
+
+def test_a_warning_that_was_accepted_is_told_no_more_until_it_says_something_else(
+    sound: Config, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "wal_reset_fix", lambda _: False)
+    hint = diagnosis(sound, "sqlite_wal_reset").hint
+    assert hint.endswith("abathur-db doctor --accept")
+    assert cli("doctor", "--accept", sound.database)[0] == 0
+    found = diagnosis(sound, "sqlite_wal_reset")
+    assert (found.warning, found.measured.endswith("(accepted)")) == (False, True)
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.40.2")
+    assert diagnosis(sound, "sqlite_wal_reset").warning
+    for damaged in ("", "[]", "\xff"):
+        (sound.state_directory / doctor.ACKNOWLEDGED).write_text(damaged)
+        assert diagnosis(sound, "sqlite_wal_reset").warning
 
 
 def test_an_owner_that_does_not_exist_is_a_sentence(sound: Config) -> None:

@@ -10,8 +10,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -428,6 +429,90 @@ def test_a_fence_that_is_not_complete_can_be_taken_back_while_the_store_is_away(
     assert "whether another host was promoted could not be seen: /nonexistent/litestream cannot be run" in said
     assert not host.fenced()
     assert told[-1] == "start abathur.service"
+
+
+def timers(*jobs: str) -> None:
+    wants = host.UNITS / "timers.target.wants"
+    wants.mkdir(exist_ok=True)
+    for job in jobs:
+        (wants / f"abathur-db@{job}.timer").touch()
+        (host.UNITS / f"abathur-db@{job}.timer").touch()
+
+
+def test_a_host_without_a_replica_is_not_fenced_by_mistake(primary: Config, told: list[str]) -> None:
+    conf = as_root(primary)
+    replica.SETTINGS.unlink()
+    with pytest.raises(Failure, match="not replicated, so no other one could take over") as refused:
+        failover.fence(conf, lose_rows=False)
+    assert "systemctl stop abathur.service" in refused.value.hint
+    assert (host.fenced(), told) == ("", [])
+    assert failover.fence(conf, lose_rows=False, not_replicated=True).changed
+    # Whatever one tries next leads out of it.
+    with pytest.raises(Failure, match="not replicated, and fenced since 20") as refused:
+        failover.promote(conf, lose_rows=False, alone=False)
+    assert refused.value.hint == "abathur-db unfence"
+    assert "abathur-db unfence" in failover.may_write(conf).hint
+    assert "rejoin" not in failover.may_write(conf).hint
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_a_fence_is_taken_back_with_all_that_it_had_stopped(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str], replicated: bool
+) -> None:
+    conf = as_root(primary)
+    monkeypatch.setattr(failover, "_sole", lambda *_: {"added": ""})
+    if not replicated:
+        replica.SETTINGS.unlink()
+    timers("backup", "drill")
+    assert not failover.unfence(conf).changed
+    failover.fence(conf, lose_rows=True, not_replicated=True)
+    since = host.fenced()
+    assert failover.unfence(conf, dry_run=True).changed
+    assert host.fenced() == since
+    told.clear()
+    done = failover.unfence(conf)
+    assert f"the fence of {since} is gone" in done.summary
+    assert "enable --now abathur-db@backup.timer abathur-db@drill.timer" in told
+    assert "start abathur.service" in [*told, *(each.replace(f"{replica.UNIT} ", "") for each in told)]
+    assert (f"enable --now {replica.UNIT}" in told) is replicated
+    assert not host.fenced()
+    assert not list(host.UNITS.glob(f"*/{failover.DROP_IN}"))
+
+
+def test_a_standby_is_not_taken_for_a_host_that_was_fenced_by_mistake(primary: Config, told: list[str]) -> None:
+    settings(primary, follows=True)
+    host.FENCE.write_text("2026-11-25T12:00:00+00:00\n")
+    with pytest.raises(Failure, match="this host is a standby") as refused:
+        failover.unfence(as_root(primary))
+    assert "failover.yml" in refused.value.hint
+    assert (host.fenced() != "", told) == (True, [])
+
+
+def test_another_host_that_took_over_keeps_a_fence(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    def replaced(*_: object) -> None:
+        raise Failure("lineage 0002 is newer than this host's", "rejoin")
+
+    monkeypatch.setattr(failover, "_sole", replaced)
+    failover.fence(as_root(primary), lose_rows=True)
+    told.clear()
+    with pytest.raises(Failure, match="newer"):
+        failover.unfence(as_root(primary))
+    assert (host.fenced() != "", told) == (True, [])
+
+
+@pytest.mark.parametrize(("answer", "fenced"), [("y\n", True), ("\n", False), ("no\n", False)])
+def test_a_fence_asks_at_a_terminal(
+    primary: Config, monkeypatch: pytest.MonkeyPatch, told: list[str], answer: str, fenced: bool
+) -> None:
+    terminal = StringIO(answer)
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", terminal)
+    with nullcontext() if fenced else pytest.raises(Failure, match="nothing was changed"):
+        failover.fence(as_root(primary), lose_rows=True, yes=False)
+    assert bool(told) is fenced
+    assert bool(host.fenced()) is fenced
 
 
 def test_a_fenced_host_refuses_what_writes(

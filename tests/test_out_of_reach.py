@@ -208,7 +208,8 @@ def test_what_another_user_has_in_the_state_directory_is_given_back_by_the_comma
 ) -> None:
     path = host.conf.state_directory / name
     assert host.tool(OWN[name])[0] == 0
-    path.exists() or path.mkdir()
+    if not path.exists():
+        path.mkdir()
     os.chown(path, 0, 0)
     path.chmod(0o700 if path.is_dir() else 0o600)
     _, said = host.tool(OWN[name])

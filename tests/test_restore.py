@@ -64,7 +64,7 @@ def test_a_restore_brings_the_backup_back_and_keeps_the_former_database(conf: Co
 def test_an_application_that_takes_the_restored_database_at_once_makes_no_failure_of_the_restore(
     conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swap = restore._swap
+    swap = restore.swap
     taken: list[sqlite3.Connection] = []
 
     def swapped(path: Path, staged: Path) -> str | None:
@@ -74,7 +74,7 @@ def test_an_application_that_takes_the_restored_database_at_once_makes_no_failur
         taken[0].execute("DELETE FROM sessions")
         return kept
 
-    monkeypatch.setattr(restore, "_swap", swapped)
+    monkeypatch.setattr(restore, "swap", swapped)
     assert restore.restore(conf, saved).ok
     taken[0].close()
 
@@ -224,7 +224,7 @@ def test_a_missing_database_comes_back(conf: Config, saved: str) -> None:
         each.unlink(missing_ok=True)
     result = restore.restore(conf, saved)
     assert result.data["kept"] is None
-    assert "there is no database now, so nothing is lost" in result.summary
+    assert "there is no database to compare it with: what was written after 20" in result.summary
     assert count(conf.database, "memory_entries") == 23
 
 
@@ -373,7 +373,7 @@ def test_nobody_gets_in_while_the_database_is_exchanged(
     conf: Config, saved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    swap = restore._swap
+    swap = restore.swap
 
     def while_swapping(path: Path, staged: Path) -> str | None:
         code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT * FROM sessions')"
@@ -381,7 +381,7 @@ def test_nobody_gets_in_while_the_database_is_exchanged(
         seen.append(done.stderr)
         return swap(path, staged)
 
-    monkeypatch.setattr(restore, "_swap", while_swapping)
+    monkeypatch.setattr(restore, "swap", while_swapping)
     restore.restore(conf, saved)
     assert "database is locked" in seen[0]
 

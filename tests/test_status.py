@@ -35,6 +35,7 @@ def test_a_timer_without_a_next_run_is_a_fault_unless_its_job_runs_now(state: st
 def deployed(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Return a configuration with an owner, on a machine whose systemd lists two timers."""
     schema.init(conf)
+    conf.backup_directory.mkdir()
 
     def systemctl(verb: str, *_: str) -> list[str]:
         return LISTED if verb == "list-unit-files" else SHOWN.splitlines()

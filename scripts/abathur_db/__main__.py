@@ -3,7 +3,7 @@
 import sys
 
 
-def run():
+def _run():
     # type: () -> int
     """Check the interpreter, then hand over to the command line; returns the exit code."""
     from abathur_db import requirements
@@ -13,6 +13,16 @@ def run():
     from abathur_db import cli
 
     return cli.main(sys.argv[1:])
+
+
+def run():
+    # type: () -> int
+    """Run; Ctrl-C before the command has begun is a sentence and no traceback as well (130: 128 + SIGINT)."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        sys.stderr.write("abathur-db: interrupted\n")
+        return 130
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from abathur_db import foreign, guarded, runs
+from abathur_db import foreign, guarded, interruption, runs
 
 FILE = "adopted.json"
 
@@ -19,7 +19,8 @@ def remember(state_directory: Path, violations: dict[str, int]) -> None:
     """Keep the number of violating rows per table that are known."""
     guarded.directory(state_directory)
     text = json.dumps({"time": runs.now(), "foreign_key_violations": violations}, indent=2)
-    runs.write_whole(state_directory / FILE, text + "\n", durable=True)
+    with interruption.change("the violated foreign keys of today were accepted"):
+        runs.write_whole(state_directory / FILE, text + "\n", durable=True)
 
 
 def accepted(state_directory: Path) -> dict[str, int]:

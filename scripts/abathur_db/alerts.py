@@ -61,7 +61,9 @@ def compose(config: Config, job: str) -> dict[str, Any]:
     elif outcome == "exit-code" and (said := _last_words(journal, job)):
         sentence, hint = f"failed: {said[0]}", said[1]
     else:
-        sentence = f"failed: ended with {outcome} {os.environ.get('MONITOR_EXIT_STATUS', '')}".strip()
+        number = os.environ.get("MONITOR_EXIT_STATUS", "")
+        why = f": {host.EXIT_CODES[number]}" if number in host.EXIT_CODES else ""
+        sentence = f"failed: ended with {outcome} {number}".strip() + why
         hint = f"see why: journalctl -u {unit} -n 50"
         said_why = False
     # Other numbers are no other cause: each minute the last change is a minute older.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import foreign, guarded, host, runs
+from abathur_db import foreign, guarded, host, interruption, runs
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest, parse
 from abathur_db.result import Check, Failure, Result, counted, shell
@@ -98,25 +98,26 @@ def publish(config: Config, packed: Path, manifest: Manifest) -> None:
     final = config.backup_directory / f"{PREFIX}{manifest.id}.json"
     partial = final.with_name(f".{final.name}.partial")
     placed = [partial]
-    try:
-        partial.write_text(manifest.text(), encoding="utf-8")
-        guarded.sync(partial)
-        os.replace(packed, file)
-        placed.insert(0, file)
-        guarded.sync(config.backup_directory)
-        if fault := _entry(config, manifest.id, partial).fault:
-            raise Failure(
-                f"the backup would not count: {fault}; nothing was kept of it, older backups are untouched",
-                f"see what keeps it from being read: {shell('ls', '-la', config.backup_directory)}",
-            )
-        os.replace(partial, final)
-        placed.insert(0, final)
-        guarded.sync(config.backup_directory)
-    except BaseException:
-        # The manifest goes first and its partial last, for the same reasons.
-        for each in placed:
-            each.unlink(missing_ok=True)
-        raise
+    with interruption.change(f"backup {manifest.id} was kept"):
+        try:
+            partial.write_text(manifest.text(), encoding="utf-8")
+            guarded.sync(partial)
+            os.replace(packed, file)
+            placed.insert(0, file)
+            guarded.sync(config.backup_directory)
+            if fault := _entry(config, manifest.id, partial).fault:
+                raise Failure(
+                    f"the backup would not count: {fault}; nothing was kept of it, older backups are untouched",
+                    f"see what keeps it from being read: {shell('ls', '-la', config.backup_directory)}",
+                )
+            os.replace(partial, final)
+            placed.insert(0, final)
+            guarded.sync(config.backup_directory)
+        except BaseException:
+            # The manifest goes first and its partial last, for the same reasons.
+            for each in placed:
+                each.unlink(missing_ok=True)
+            raise
 
 
 def kept_aside(config: Config) -> list[Path]:
@@ -247,7 +248,8 @@ def remember_check(config: Config, identity: str, kind: str, *, fault: str, seco
     check = {"time": runs.now(), "ok": not fault, "summary": summary, "seconds": seconds}
     known[identity] = {**known.get(identity, {}), kind: check, "ok": not fault}
     mode = 0o640 if config.backup_owner else 0o600
-    runs.write_whole(config.state_directory / CHECKS, _fitting(known), mode=mode)
+    with interruption.change("the checks of backups until then were noted"):
+        runs.write_whole(config.state_directory / CHECKS, _fitting(known), mode=mode)
 
 
 def _fitting(known: dict[str, dict[str, Any]]) -> str:
@@ -264,6 +266,22 @@ def _fitting(known: dict[str, dict[str, Any]]) -> str:
             break
         lines.append(line)
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def directory_check(config: Config) -> Check | None:
+    """Return the failed check of a backup directory that is absent, as when its disk is not mounted; None otherwise."""
+    path = config.backup_directory
+    if os.path.isdir(path) or not config.owner:
+        return None
+    mode, owner = ("0750", config.backup_owner) if config.backup_owner else ("0700", config.owner)
+    made = shell("install", "-d", "-m", mode, "-o", owner, "-g", host.account(owner).pw_gid, path)
+    return Check(
+        "backup_directory",
+        False,
+        "a directory for backups",
+        f"{path} is absent: its disk is not mounted, or somebody deleted it; no backup can be made",
+        f"if it is a disk of its own, mount it: {shell('mount', path)}; else make it: {made}",
+    )
 
 
 def age_check(config: Config, newest: Manifest | None) -> Check:

@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from abathur_db import __version__, config, foreign, host, replica, resources, runs
+from abathur_db import __version__, config, foreign, host, interruption, replica, resources, runs
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result, printable
+from abathur_db.result import Exit, Failure, Lost, Result, printable
 
 CONFIG_VARIABLE = "ABATHUR_DB_CONFIG"
 """Environment variable with the text of a configuration, for a host that has no file yet."""
@@ -36,6 +36,7 @@ class Command:
     before root goes on as that user; what it returns is passed on as `handed`. `shared`: the owner of the
     database and that of the backups, who are in one group, may read what it writes. `recorded`: its result is
     kept for status. `primary`: refused on a fenced host, as all that lock are; metrics has a say of its own.
+    `replaces`: puts another database in the place of one that was lost.
     `takes_database`: False for what concerns the host and not a file. `configured`: False for what works
     without a database or a host. `positional`: an argument in the place of the database, which is then named
     with --database. `arguments`: further ones, passed on by name.
@@ -50,6 +51,7 @@ class Command:
     shared: bool = False
     recorded: bool = False
     primary: bool = False
+    replaces: bool = False
     takes_database: bool = True
     configured: bool = True
     positional: tuple[str, dict[str, Any]] | None = None
@@ -73,6 +75,7 @@ COMMANDS = {
         "doctor:doctor",
         "say what is wrong, with the evidence and the one command that repairs it",
         runs_as=CALLER,
+        arguments=(("--accept", {"action": "store_true", "help": "take the warnings of now as known"}),),
     ),
     "report": Command(
         "report:report",
@@ -144,9 +147,17 @@ COMMANDS = {
         "restore:restore",
         "put a backup in the database's place, keeping the former one aside",
         lock=True,
+        replaces=True,
         dry_run=True,
         recorded=True,
         positional=("source", {"metavar": "ID|latest|TIME|PATH|fresh"}),
+    ),
+    "rescue": Command(
+        "rescue:rescue",
+        "bring back a database that was deleted while the application has it open",
+        runs_as=CALLER,
+        dry_run=True,
+        recorded=True,
     ),
     "analyze": Command(
         "maintenance:analyze", "refresh the statistics of the query planner", lock=True, dry_run=True, recorded=True
@@ -218,7 +229,20 @@ COMMANDS = {
                 "--lose-rows",
                 {"action": "store_true", "dest": "lose_rows", "help": "also when the replica lacks rows of this host"},
             ),
+            ("--yes", {"action": "store_true", "help": "do not ask at a terminal"}),
+            (
+                "--not-replicated",
+                {"action": "store_true", "dest": "not_replicated", "help": "also where no other host could take over"},
+            ),
         ),
+    ),
+    "unfence": Command(
+        "failover:unfence",
+        "take a fence back: timers, application and replication run again",
+        runs_as=CALLER,
+        takes_database=False,
+        dry_run=True,
+        recorded=True,
     ),
     "promote": Command(
         "failover:promote",
@@ -362,17 +386,15 @@ def main(arguments: list[str]) -> int:
     options = top.parse_args(arguments)
     # Whatever the caller's umask: nothing that the tool writes is for others.
     os.umask(0o077)
+    with interruption.listening():
+        result = _interruptible(options)
+        return Exit.CRASH if result is None else _answer(result, options.json)
+
+
+def _answer(result: Result, as_json: bool) -> int:
+    """Print a result and return its exit code; what was done is done, also where nobody reads the answer."""
     try:
-        with host.translated():
-            result = _run(options)
-    except Failure as failure:
-        result = Result(options.command, str(failure), hint=failure.hint, code=failure.code)
-    except Exception:
-        traceback.print_exc()
-        print("abathur-db: this is a defect of the tool; report it with the lines above", file=sys.stderr)
-        return Exit.CRASH
-    try:
-        _print(result, options.json)
+        _print(result, as_json)
         sys.stdout.flush()
     except OSError as error:
         # What is left in the buffer would be tried again at the end, with a traceback.
@@ -381,10 +403,40 @@ def main(arguments: list[str]) -> int:
         if not isinstance(error, BrokenPipeError):
             with suppress(OSError):
                 print(f"abathur-db: the answer could not be written: {error.strerror}", file=sys.stderr)
-            # What was done is done, also where nobody reads it; an answer alone is the whole work.
+            # An answer alone is the whole work.
             if not result.changed:
                 return result.exit_code or Exit.FAILED
     return result.exit_code
+
+
+def _interruptible(options: argparse.Namespace) -> Result | None:
+    """Run one command to its result, also when it failed or was interrupted; None after a defect, which is printed."""
+    try:
+        result = _outcome(options)
+        interruption.finish()
+    except KeyboardInterrupt:
+        interruption.finish()
+    if not interruption.asked():
+        return result
+    # Also where it became an error on its way: of a program that Ctrl-C ended as well, or of SQLite.
+    done = interruption.done()
+    said = f"interrupted; by then: {'; '.join(done)}" if done else "interrupted; nothing was changed"
+    hint = "run it again: it goes on from there" if done else ""
+    data = {"done": done}
+    return Result(options.command, said, changed=bool(done), data=data, hint=hint, code=Exit.INTERRUPTED)
+
+
+def _outcome(options: argparse.Namespace) -> Result | None:
+    try:
+        with host.translated():
+            return _run(options)
+    except Failure as failure:
+        return Result(options.command, str(failure), hint=failure.hint, code=failure.code)
+    except Exception:
+        if not interruption.asked():
+            traceback.print_exc()
+            print("abathur-db: this is a defect of the tool; report it with the lines above", file=sys.stderr)
+        return None
 
 
 def _run(options: argparse.Namespace) -> Result:
@@ -419,10 +471,12 @@ def _run(options: argparse.Namespace) -> Result:
                 host.become(user)
             # As the database's owner alone: root opens nothing of the application's user.
             if command.takes_database and command.runs_as is not CALLER and user == settings.owner:
-                _function("schema:refuse_stranger")(settings)
+                _function("schema:refuse_stranger")(settings, lost=not command.replaces)
             with lock if command.lock and changes else nullcontext():
                 result = function(settings, **passed)
     except Failure as failure:
+        if isinstance(failure, Lost):
+            failure.hint = _function("rescue:advice")(settings, failure)
         # A database of one's own has its records beside it, and nothing is left beside another application's file.
         if recording and (settings.owner or not failure.foreign):
             _record(settings, Result(options.command, str(failure), hint=failure.hint, code=failure.code), begun)
@@ -456,6 +510,9 @@ def _configuration(options: argparse.Namespace) -> Config:
 
 
 def _record(settings: Config, result: Result, begun: float) -> None:
+    # What a person broke off says nothing of the host.
+    if interruption.asked():
+        return
     run = {
         **result.as_dict(),
         "version": __version__,

@@ -7,12 +7,12 @@ import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
-from abathur_db import foreign, guarded, host, objects
-from abathur_db.result import Exit, Failure, away, look, shell
+from abathur_db import foreign, guarded, host, interruption, objects
+from abathur_db.result import Exit, Failure, Lost, away, look, shell
 
 MAGIC = b"SQLite format 3\0"
 """First 16 bytes of every SQLite file (sqlite.org/fileformat.html, section 1.3)."""
@@ -108,7 +108,7 @@ def exists(path: Path) -> bool:
             f"{path} cannot be read: {error.strerror}", f"give its owner access: {shell('chmod', '0600', path)}"
         ) from None
     if not start:
-        raise Failure(f"{path} is empty (0 bytes), not a database", f"move it away: {away(path, 'empty')}")
+        raise Lost(f"{path} is empty (0 bytes), not a database", f"move it away: {away(path, 'empty')}")
     if start != MAGIC:
         raise Failure(
             f"{path} is not a SQLite database: it starts with {start!r}",
@@ -136,9 +136,9 @@ def unsettled(path: Path) -> bool:
 def require(path: Path) -> None:
     """Raise Failure unless there is a database to use at `path`."""
     if not exists(path):
-        raise Failure(
+        raise Lost(
             f"there is no database at {path}",
-            "bring it back: deploy again, or restore a backup (a new one of your own: abathur-db init PATH)",
+            f"make a new one: {shell('abathur-db', 'init', path)}",
         )
 
 
@@ -147,7 +147,7 @@ def _refuse_orphaned_log(path: Path) -> None:
     wal, _, journal = sidecars(path)
     for log, kind in ((wal, "write-ahead log"), (journal, "rollback journal")):
         if log.exists() and log.stat().st_size:
-            raise Failure(
+            raise Lost(
                 f"{path} is missing, but its {kind} {log.name} ({log.stat().st_size} bytes) is there",
                 f"put the database file back beside it, or move the {kind.split()[1]} away: {away(log, 'orphan')}",
             )
@@ -221,6 +221,10 @@ def created(path: Path) -> Iterator[sqlite3.Connection]:
             connection.close()
 
 
+STEPS_BETWEEN_LOOKS = 100_000
+"""Steps of SQLite's machine, some milliseconds, after which it asks whether to go on."""
+
+
 @contextmanager
 def in_memory() -> Iterator[sqlite3.Connection]:
     """Open a private database in memory, to apply migrations to and compare with."""
@@ -243,6 +247,8 @@ def _configure(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    # Else Ctrl-C waits for the end of a statement, and a check of 10 GB is one.
+    connection.set_progress_handler(lambda: int(interruption.asked()), STEPS_BETWEEN_LOOKS)
     # Touches the file, so that one that is no database is refused here and not in the middle.
     connection.execute("PRAGMA schema_version")
 
@@ -258,12 +264,16 @@ def enable_wal(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the body in one write transaction: committed whole, or rolled back whole."""
+def transaction(connection: sqlite3.Connection, sentence: str = "") -> Iterator[None]:
+    """Run the body in one write transaction: committed whole, or rolled back whole.
+
+    `sentence`: what is changed by it, for whoever interrupts the command later.
+    """
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
-        connection.execute("COMMIT")
+        with interruption.change(sentence) if sentence else nullcontext():
+            connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -346,6 +356,8 @@ def _translated(path: Path, busy_timeout_ms: int) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_INTERRUPT and interruption.asked():
+            raise KeyboardInterrupt from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             if why := host.unlockable(path):
                 raise Failure(

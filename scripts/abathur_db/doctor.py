@@ -6,12 +6,13 @@ needs SQLite is examined as the database's owner; processes are seen by root, or
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,25 @@ from abathur_db import (
     catalog,
     database,
     failover,
+    foreign,
     guarded,
     host,
+    interruption,
     processes,
     replica,
     replication,
     requirements,
+    rescue,
+    runs,
     schema,
     status,
 )
 from abathur_db.config import Config
 from abathur_db.result import Check, Exit, Failure, Result, counted, shell
+from abathur_db.weights import heaviest_first
+
+ACKNOWLEDGED = "acknowledged.json"
+"""The warnings that somebody has accepted, by check, with their sentence."""
 
 DISK_ALARM_PERCENT = 10
 """Free share of a disk under which it is called low (design document, section 7.2)."""
@@ -40,10 +49,11 @@ LOOKS = 5
 """Times the write lock is looked at: one look may fall between two transactions of a writer that hogs it."""
 
 
-def doctor(config: Config) -> Result:
+def doctor(config: Config, accept: bool = False) -> Result:
     """Examine the database and its host; each check that fails is a diagnosis.
 
-    `measured` says what is wrong with its evidence, `hint` is the one command that repairs it.
+    `accept`: the warnings of now are known, and are no warnings from now on. `measured` says what is wrong with its
+    evidence, `hint` is the one command that repairs it.
     Raises Failure (USAGE) for somebody who is neither root nor the owner.
     """
     if os.geteuid() != 0:
@@ -56,14 +66,19 @@ def doctor(config: Config) -> Result:
     if not (settings and settings.standby):
         files = host.checked("owner", lambda: _files(config))
         checks += files
-        if not fenced and all(check.ok for check in files):
-            checks += host.checked("database", lambda: _database(config))
-        checks += host.checked("backup_age", lambda: _backups(config))
-        checks += _application(config)
+        if not fenced:
+            checks += host.checked("database", lambda: _database(config)) if all(each.ok for each in files) else []
+            checks += host.checked("backup_age", lambda: _backups(config))
+            checks += status.application(config)
     checks += host.checked("disks", lambda: _disks(config))
-    checks += host.checked("jobs", lambda: _jobs(config))
-    checks += [*host.checked("replication", lambda: replication.check(config)), _sqlite()]
-    wrong = [check for check in checks if not check.ok]
+    # What a fence keeps stopped is no finding of its own.
+    if not fenced or (settings and settings.standby):
+        checks += host.checked("jobs", lambda: _jobs(config))
+        checks += host.checked("replication", lambda: replication.check(config))
+    checks.append(_sqlite())
+    checks = host.as_owner(config.owner, partial(_acknowledged, config, checks, accept))["checks"]
+    checks = [Check(**each) for each in checks]
+    wrong = heaviest_first([check for check in checks if not check.ok], lambda check: check.id)
     findings = [{"id": each.id, "wrong": each.measured, "repair": each.hint} for each in wrong]
     if not wrong:
         warned = sum(check.warning for check in checks)
@@ -117,13 +132,12 @@ def _files(config: Config) -> list[Check]:
 
 
 def _database(config: Config) -> list[Check]:
-    gone = processes.with_deleted(config.database)
+    gone = processes.deleted(config.database)
     if gone:
         # Everything else would be said of a file that the application does not use.
-        names = ", ".join(map(host.process_name, gone))
-        said = f"{names} still uses a deleted {config.database.name}: what it writes is lost"
-        repair = processes.repair(gone[0], _units(config))
-        return [Check("deleted_file", False, "everybody uses the file that is there", said, repair)]
+        names = ", ".join(sorted({host.process_name(each.pid) for each in gone}))
+        said = f"{names} has the deleted {config.database.name} open: its rows are lost when that ends; restart nothing"
+        return [Check("deleted_file", False, "everybody uses the file that is there", said, config.command("rescue"))]
     # Before anything is opened: the last connection to close writes the log back and deletes it.
     log = _wal(config)
     written = _written_now(config)
@@ -143,7 +157,10 @@ def _written_now(config: Config) -> bool:
 def _as_owner(config: Config, written: bool) -> dict[str, Any]:
     """Try the write lock if somebody has it, then examine the inside; runs as the owner, its answer is JSON."""
     try:
-        schema.refuse_stranger(config)
+        with rescue.advised(config):
+            schema.refuse_stranger(config)
+            # Before the lock is tried: there has to be something to lock.
+            database.require(config.database)
         locked = written and ailments.locked(config)
         checks = ailments.examine(config)
     except Failure as failure:
@@ -199,6 +216,7 @@ def _disk(config: Config, path: Path, seen: set[int]) -> list[Check]:
         return []
     seen.add(device)
     space = os.statvfs(there)
+    mount = host.mount_point(there)
     free, whole = space.f_bavail * space.f_frsize, max(space.f_blocks * space.f_frsize, 1)
     percent = 100 * free / whole
     good = free >= config.minimum_free_mb * host.MB
@@ -213,7 +231,7 @@ def _disk(config: Config, path: Path, seen: set[int]) -> list[Check]:
             good,
             f"at least {config.minimum_free_mb} MB and {DISK_ALARM_PERCENT} % free",
             f"{host.readable(free)} ({percent:.0f} %) free at {there}{'' if good else stopped}",
-            shell("du", "-xhd1", there if there.is_dir() else there.parent),
+            f"{shell('du', '-xah', mount)} | sort -h | tail",
             warning=good and percent < DISK_ALARM_PERCENT,
         )
     ]
@@ -236,6 +254,8 @@ def _jobs(config: Config) -> list[Check]:
         last = lasts[job]
         if last is not None and not last["ok"]:
             says = f" (it says: {last['hint']})" if last["hint"] else ""
+            soon = timer["NextElapseUSecRealtime"]
+            says += f"; it runs again by itself at {soon}" if soon else ""
             said = f"{job} failed at {last['finished']}: {last['summary']}{says}"
             checks.append(Check(f"job_{job}", False, "succeeded", said, f"systemctl start abathur-db@{job}"))
     return checks
@@ -244,19 +264,33 @@ def _jobs(config: Config) -> list[Check]:
 def _backups(config: Config) -> list[Check]:
     if not config.owner:
         return []
+    if gone := catalog.directory_check(config):
+        return [gone]
     age = catalog.age_check(config, catalog.newest_verified(config))
     said = age.measured if age.ok else f"the newest verified backup is too old or absent: {age.measured}"
     return [Check(age.id, age.ok, age.expected, said, "systemctl start abathur-db@backup")]
 
 
-def _application(config: Config) -> list[Check]:
-    """Check that systemd has not given an application's unit up."""
-    checks = []
-    for unit in config.application_units if config.owner else []:
-        state = host.unit_properties(unit, "ActiveState").get("ActiveState", "")
-        if state == "failed":
-            checks.append(Check(unit, False, "not failed", f"{unit} failed and stands", f"systemctl restart {unit}"))
-    return checks
+def _acknowledged(config: Config, checks: list[Check], accept: bool) -> dict[str, Any]:
+    """Let warnings that somebody has accepted be none; runs as the owner. `accept`: those of now are."""
+    path = config.state_directory / ACKNOWLEDGED
+    try:
+        known = foreign.record(guarded.read_text(path))
+    except (OSError, Failure, ValueError):
+        known = {}
+    if accept:
+        known = {each.id: each.measured for each in checks if each.warning}
+        guarded.directory(config.state_directory)
+        with interruption.change("the warnings of now were accepted"):
+            runs.write_whole(path, json.dumps(known, indent=2) + "\n", durable=True)
+    # Another sentence is another matter, and so it is with another number in it.
+    told = [
+        replace(each, warning=False, measured=f"{each.measured} (accepted)")
+        if each.warning and known.get(each.id) == each.measured
+        else each
+        for each in checks
+    ]
+    return {"checks": [asdict(each) for each in told]}
 
 
 def _sqlite() -> Check:
@@ -268,6 +302,7 @@ def _sqlite() -> Check:
         True,
         "SQLite 3.51.3, 3.50.7, 3.44.6 or later",
         f"SQLite {sqlite3.sqlite_version} {'has the fix of the WAL-reset defect' if fixed else defect}",
-        "apt-get install --only-upgrade libsqlite3-0",
+        "let one process alone checkpoint, as the jobs leave it to the application, or give that a SQLite of its own; "
+        "no Debian release has the fix yet; once you know, to hear no more of it: abathur-db doctor --accept",
         warning=not fixed,
     )

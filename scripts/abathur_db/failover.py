@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from abathur_db import (
     foreign,
     guarded,
     host,
+    interruption,
+    progress,
     proof,
     release,
     replica,
@@ -25,7 +28,7 @@ from abathur_db import (
     standby,
 )
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result
+from abathur_db.result import Check, Exit, Failure, Result, shell
 
 DROP_IN = "abathur-db-fenced.conf"
 UNIT_TYPES = (".service", ".socket", ".timer", ".path", ".target", ".mount", ".slice", ".scope", ".swap", ".device")
@@ -33,6 +36,9 @@ ASSERTION = f"""# Written by abathur-db fence: of a primary and its standbys one
 [Unit]
 AssertPathExists=!{host.FENCE}
 """
+
+
+REJOIN = "ansible-playbook playbooks/rejoin.yml"
 
 
 def refuse(config: Config, command: str) -> None:
@@ -49,8 +55,12 @@ def may_write(config: Config) -> Check:
         measured = "this host is a standby"
         hint = "work on the primary; to make this host the primary: ansible-playbook playbooks/failover.yml"
     elif since:
-        measured = f"this host is fenced since {since}, because another one is the primary"
-        hint = "make it a standby: ansible-playbook playbooks/rejoin.yml"
+        measured = f"this host is fenced since {since}: its application and its jobs do not start"
+        taken_back = "if it was a mistake, take it back: abathur-db unfence"
+        # Where the settings cannot be read, a replica is taken for granted: the playbook refuses without one.
+        hint = f"if another host is the primary, make this one its standby: {REJOIN}; {taken_back}"
+        with suppress(Failure):
+            hint = hint if replica.settings(config) else f"{taken_back} (no other host can replace this one)"
     return Check("fence", not since, "a host that may write", measured, hint)
 
 
@@ -78,24 +88,40 @@ def complete(config: Config) -> bool:
     return bool(host.fenced()) and all(each.is_file() for each in _drop_ins(config)) and not _replicates()
 
 
-def fence(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
+def fence(
+    config: Config, lose_rows: bool, yes: bool = True, not_replicated: bool = False, dry_run: bool = False
+) -> Result:
     """Stop what writes on this host, jobs, application and replication, and keep it from starting, also at boot.
 
-    Replication is stopped once all that was committed has arrived; with `lose_rows` in any case. Runs as root.
-    Raises Failure when it has not arrived: all but replication is stopped then.
+    Replication is stopped once all that was committed has arrived; with `lose_rows` in any case. Asks at a terminal,
+    unless `yes`. `not_replicated`: also where no other host could take over. Runs as root. Raises Failure when it has
+    not arrived: all but replication is stopped then.
     """
     if complete(config):
         return Result("fence", f"fenced already, since {host.fenced()}")
+    if not host.fenced() and not not_replicated and replica.settings(config) is None:
+        raise Failure(
+            "this host is not replicated, so no other one could take over, and a fence would only stop it; "
+            "nothing was changed",
+            f"to stop its application alone: {_stop_application(config)}; to fence it all the same: "
+            "abathur-db fence --not-replicated",
+            Exit.USAGE,
+        )
+    stopped = ", ".join(["every job", *config.application_units, "replication"])
     if dry_run:
-        return Result("fence", "would stop jobs, application and replication, and keep them stopped", changed=True)
+        return Result("fence", f"would stop {stopped}, and keep them stopped", changed=True)
+    if not yes and not progress.agreed(f"This stops {stopped} on this host, also at boot, until abathur-db unfence."):
+        raise Failure("nothing was changed", "to do it without the question: abathur-db fence --yes", Exit.USAGE)
     if not host.fenced():
-        runs.write_whole(host.FENCE, f"{runs.now()}\n", durable=True, mode=0o644)
+        told = "".join(f"{each}\n" for each in [runs.now(), *_timers()])
+        with interruption.change("this host is fenced"):
+            runs.write_whole(host.FENCE, told, durable=True, mode=0o644)
     for each in _drop_ins(config):
         guarded.made(each.parent)
         runs.write_whole(each, ASSERTION, durable=True, mode=0o644)
         each.parent.chmod(0o755)
     host.control("daemon-reload")
-    if timers := [f"abathur-db@{job}.timer" for job in host.enabled_timers()]:
+    if timers := _timers():
         host.control("disable", "--now", *timers)
     host.control("stop", "abathur-db@*.service", *_application(config))
     if _replicates():
@@ -104,7 +130,46 @@ def fence(config: Config, lose_rows: bool, dry_run: bool = False) -> Result:
         if found and not found.standby and not lose_rows:
             host.as_owner(config.owner, lambda: _sent(config, found))
         host.control("disable", "--now", replica.UNIT)
-    return Result("fence", "jobs, application and replication are stopped, and stay so", changed=True)
+    summary = "jobs, application and replication are stopped, and stay so, until abathur-db unfence"
+    return Result("fence", summary, changed=True)
+
+
+def unfence(config: Config, dry_run: bool = False) -> Result:
+    """Take a fence back: timers, application and replication run again as they did before. Runs as root.
+
+    Raises Failure on a standby, and where another host is the primary by now, or may be.
+    """
+    since, timers = host.fenced(), host.fence_lines()[1:]
+    if not since:
+        return Result("unfence", "this host is not fenced")
+    if standby.is_one(config):
+        raise Failure(
+            "this host is a standby: its fence keeps its application off the copy of another one's database",
+            "to make it the primary: ansible-playbook playbooks/failover.yml",
+        )
+    replicated = replica.settings(config) is not None
+    back = [*_application(config), *([replica.UNIT] if replicated else []), *timers]
+    if dry_run:
+        return Result("unfence", f"would start {', '.join(back)}", changed=True)
+    if replicated:
+        # Which refuses where another host has begun a newer lineage.
+        promote(config, lose_rows=False, alone=False)
+    else:
+        units = _application(config)
+        release.note(config, units)
+        _unfence(config)
+        release.start(config, units)
+    hint = "" if timers else "its timers come with a deploy: ansible-playbook deploy.yml"
+    summary = f"the fence of {since} is gone; started: {', '.join(back)}"
+    return Result("unfence", summary, changed=True, data={"started": back}, hint=hint)
+
+
+def _timers() -> list[str]:
+    return [f"abathur-db@{job}.timer" for job in host.enabled_timers()]
+
+
+def _stop_application(config: Config) -> str:
+    return shell("systemctl", "stop", *(config.application_units or ["UNIT"]))
 
 
 def _sent(config: Config, found: replica.Settings) -> dict[str, Any]:
@@ -125,10 +190,15 @@ def _application(config: Config) -> list[str]:
 
 
 def _unfence(config: Config) -> None:
+    """Take the fence away, and let the timers that it has switched off run again."""
+    timers = host.fence_lines()[1:]
     for each in _drop_ins(config):
         each.unlink(missing_ok=True)
-    host.FENCE.unlink(missing_ok=True)
+    with interruption.change("the fence was taken away"):
+        host.FENCE.unlink(missing_ok=True)
     host.control("daemon-reload")
+    if there := [each for each in timers if (host.UNITS / each).exists()]:
+        host.control("enable", "--now", *there)
 
 
 def _sole(config: Config, found: replica.Settings) -> dict[str, Any]:
@@ -161,10 +231,12 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
     that cannot be read back. Can be run again after it was killed. Raises Failure where another host is the primary, or
     may be.
     """
+    if host.fenced() and replica.settings(config) is None:
+        raise Failure(f"this host is not replicated, and fenced since {host.fenced()}", "abathur-db unfence")
     found = replica.required(config)
     own = host.as_owner(config.owner, lambda: {"exists": database.exists(config.database)})["exists"]
     # A fenced host has no timers, nor has a standby.
-    fenced = bool(host.fenced())
+    fenced, timers = bool(host.fenced()), host.fence_lines()[1:]
     added = ", and the fence is gone" if fenced else ""
     if own and not found.standby and not new_lineage:
         added += f"; {host.as_owner(config.owner, lambda: _sole(config, found))['added']}"
@@ -212,7 +284,8 @@ def promote(config: Config, lose_rows: bool, alone: bool, new_lineage: bool = Fa
         if data
         else f"{config.database} is this host's own{added}"
     )
-    hint = "its timers come with a deploy: ansible-playbook deploy.yml" if data or fenced else ""
+    bare = data or (fenced and not timers)
+    hint = "its timers come with a deploy: ansible-playbook deploy.yml" if bare else ""
     return Result("promote", f"this host is the primary: {told}", changed=True, data=data, hint=hint)
 
 
@@ -270,8 +343,9 @@ def _take(config: Config, found: replica.Settings) -> dict[str, Any]:
     # Else one that this host, once a primary, has not begun would look like another primary's.
     taken = {"lineage": point.lineage, "url": found.url} if point else standby.known(config, found)
     replica.remember(config, taken)
-    os.rename(copy.path, config.database)
-    guarded.sync(config.database.parent)
+    with interruption.change(f"the copy of the replica became {config.database}"):
+        os.rename(copy.path, config.database)
+        guarded.sync(config.database.parent)
     shutil.rmtree(standby.place(config))
     fetched = {"lineage": point.lineage, "recovery_point": point.moment.isoformat(), "fault": ""} if point else {}
     return {**fetched, "seconds_to_check": round(time.monotonic() - begun, 3)}
@@ -295,7 +369,8 @@ def _note(*, standby_now: bool) -> None:
     values = foreign.record(replica.SETTINGS.read_text(encoding="utf-8"))
     before = replica.SETTINGS.stat()
     text = json.dumps({**values, "standby": standby_now}, sort_keys=True) + "\n"
-    runs.write_whole(replica.SETTINGS, text, durable=True, mode=0o640)
+    with interruption.change(f"this host is {'a standby' if standby_now else 'a primary'} from now on"):
+        runs.write_whole(replica.SETTINGS, text, durable=True, mode=0o640)
     os.chown(replica.SETTINGS, before.st_uid, before.st_gid)
 
 

@@ -49,7 +49,7 @@ def _row(data: Data, now: str) -> list[str]:
     if "unreachable" in data:
         silent = f'{state(BAD, "no answer")}<span class="note">{e(data["unreachable"])}</span>'
         return [e(name), silent, *[NOTHING] * 6]
-    failed = [check for check in data["checks"] if not check["ok"]]
+    failed = page.failures(data)
     verdict = state(GOOD, "healthy") if page.healthy(data) else state(BAD, f"{len(failed)} checks failed")
     if faults := data.get("faults"):
         verdict += f'<span class="note">cannot be read: {e(", ".join(sorted(faults)))}</span>'

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from abathur_db import clones, database, guarded, host, progress, runs
+from abathur_db import clones, database, guarded, host, interruption, progress, runs
 from abathur_db import config as configuration
 from abathur_db.config import Config
 from abathur_db.result import Exit, Failure, Result
@@ -36,7 +36,8 @@ def snapshot(config: Config) -> Result:
     with clones.clone(config) as copy:
         size = copy.stat().st_size
         copy.chmod(0o640)
-        os.replace(copy, target)
+        with interruption.change("a copy was handed over for a backup"):
+            os.replace(copy, target)
     return Result("snapshot", f"handed {host.readable(size)} over for a backup", changed=True, data={"bytes": size})
 
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_db import foreign
+from abathur_db import foreign, interruption
 from abathur_db.result import Check, Exit, Failure, printable, shell
 
 MB = 1_000_000
@@ -27,6 +27,16 @@ FINISHED = "39f53479d3a045ac8e11786248231fbf"
 UNITS = Path("/etc/systemd/system")
 FENCE = Path("/etc/abathur-db.fenced")
 """While it is there, no application starts on this host and no command writes; it says since when."""
+
+EXIT_CODES = {
+    "200": "its working directory cannot be used",
+    "203": "its program is absent or cannot be started",
+    "217": "its user does not exist",
+    "218": "its capabilities cannot be set",
+    "226": "its sandbox cannot be made: a directory that it needs is absent",
+    "243": "a secret that it needs cannot be read",
+}
+"""What systemd says by a number when it cannot start a unit (systemd.exec(5), Process Exit Codes)."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
@@ -179,10 +189,15 @@ def account(owner: str) -> pwd.struct_passwd:
 
 def fenced() -> str:
     """Return since when this host is fenced, empty when it is not."""
+    return next(iter(fence_lines()), "")
+
+
+def fence_lines() -> list[str]:
+    """Return what the fence says: since when, then a timer a line that it has switched off; none without a fence."""
     try:
-        return FENCE.read_text(encoding="utf-8", errors="replace").strip()
+        return FENCE.read_text(encoding="utf-8", errors="replace").split()
     except FileNotFoundError:
-        return ""
+        return []
 
 
 def seconds_since_boot() -> float:
@@ -235,6 +250,12 @@ def mount_number(path: Path) -> bytes:
     return opened.partition(b"mnt_id:")[2].split()[0]
 
 
+def mount_point(path: Path) -> Path:
+    """Return the directory that the file system of `path` is mounted at."""
+    there = existing(path).resolve()
+    return next(each for each in (there, *there.parents) if os.path.ismount(each))
+
+
 def file_system(path: Path) -> str:
     """Return the type of the file system that holds `path`, "unknown" where /proc does not tell."""
     try:
@@ -262,6 +283,14 @@ def process_name(pid: int) -> str:
         return f"{printable(foreign.words(Path(f'/proc/{pid}/comm').read_bytes()).strip())} (pid {pid})"
     except OSError:
         return f"pid {pid}"
+
+
+def process_state(pid: int) -> str:
+    """Return the letter that proc(5) has for a process's state, as T for a stopped one; X for one that is gone."""
+    try:
+        return foreign.words(Path(f"/proc/{pid}/stat").read_bytes()).rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def descriptors() -> Iterator[tuple[int, Path]]:
@@ -304,20 +333,27 @@ def as_owner(owner: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if child == 0:  # pragma: no cover - the child leaves by _exit; tests/test_build.py runs it
         answer: dict[str, Any] = {}
         try:
+            interruption.begin_child()
             with translated():
                 become(owner)
                 answer = {"value": work()}
         except Failure as failure:
             answer = {"failure": str(failure), "hint": failure.hint, "code": failure.code}
+        except KeyboardInterrupt:
+            answer = {"interrupted": True}
         finally:
             if not answer:
                 traceback.print_exc()
-            os.write(writing, json.dumps(answer).encode())
+            os.write(writing, json.dumps({**answer, "done": interruption.done()}).encode())
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
+    with interruption.awaited(child), os.fdopen(reading, "rb") as stream:
         answer = foreign.record(stream.read() or b"{}")
-    os.waitpid(child, 0)
+        os.waitpid(child, 0)
+        for each in answer.get("done", []):
+            interruption.did(each)
+    if "interrupted" in answer:
+        raise KeyboardInterrupt
     if "failure" in answer:
         raise Failure(answer["failure"], answer["hint"], Exit(answer["code"]))
     if "value" not in answer:
@@ -336,7 +372,13 @@ def systemctl(*arguments: str) -> list[str]:
 
 def control(*arguments: str) -> None:
     """Run `systemctl ARGUMENTS`. Raises Failure, with what systemd said, when it fails."""
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    with interruption.held():
+        # In a session of its own, or Ctrl-C would end systemctl, and its job went on all the same.
+        done = subprocess.run(
+            ["systemctl", *arguments], capture_output=True, text=True, check=False, start_new_session=True
+        )
+        if done.returncode == 0:
+            interruption.did(f"systemctl {' '.join(arguments)}")
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise Failure(f"systemctl {' '.join(arguments)} failed: {said}", f"see why: systemctl status {arguments[-1]}")
@@ -387,6 +429,11 @@ def properties_of(units: list[str], *names: str) -> dict[str, dict[str, str]]:
     blocks = "\n".join(lines).split("\n\n")
     shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
     return {each["Id"]: each for each in shown if "Id" in each}
+
+
+def is_active(unit: str) -> bool:
+    """Tell whether a unit runs, or is about to."""
+    return unit_properties(unit, "ActiveState").get("ActiveState") in ("active", "activating", "reloading")
 
 
 def unit_properties(unit: str, *names: str) -> dict[str, str]:

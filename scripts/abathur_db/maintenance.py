@@ -13,6 +13,7 @@ from abathur_db import (
     examination,
     guarded,
     host,
+    interruption,
     objects,
     replica,
     restore,
@@ -62,7 +63,8 @@ def analyze(config: Config, dry_run: bool = False) -> Result:
 def _analyzed(connection: sqlite3.Connection, table: str) -> bool:
     """Analyze a table; return false where that takes a collation of the application's."""
     try:
-        connection.execute(f"ANALYZE {objects.quoted(table)}")
+        with interruption.change("statistics of some tables were refreshed"):
+            connection.execute(f"ANALYZE {objects.quoted(table)}")
     except sqlite3.OperationalError as error:
         if not objects.absent(error):
             raise
@@ -119,7 +121,8 @@ def _vacuum_slices(config: Config, connection: sqlite3.Connection, free: int) ->
     while left > 0:
         begun = time.monotonic()
         # executescript: through execute() the pragma frees a single page (schema facts, trap 9).
-        connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        with interruption.change("some of the free pages were given back"):
+            connection.executescript(f"PRAGMA incremental_vacuum({pages})")
         left -= pages
         pages = slice_after(config, pages, time.monotonic() - begun)
         if wal_grows(config):
@@ -188,6 +191,7 @@ def _convert(config: Config, size: int, data: dict[str, int], dry_run: bool) -> 
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.executescript("BEGIN EXCLUSIVE; COMMIT")
         connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+        interruption.did("the rewrite was begun: it is whole, or the database is as it was")
         connection.execute("VACUUM")
         pages = database.pragma(connection, "page_count")
     given = host.readable(size - pages * data["page_bytes"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from abathur_db import chart, foreign, page_tables
 from abathur_db.markup import BAD, GOOD, ago, document, e, empty, lasted, section, size, state, when
+from abathur_db.weights import heaviest_first
 
 Data = dict[str, Any]
 
@@ -17,7 +18,7 @@ SENTENCE = 140
 
 def sentence(data: Data) -> str:
     """Return the health of a host in one sentence."""
-    failed = [check for check in data["checks"] if not check["ok"]]
+    failed = failures(data)
     if failed:
         first = failed[0]
         count = f"{len(failed)} of {len(data['checks'])} checks failed"
@@ -40,6 +41,11 @@ def sentence(data: Data) -> str:
 def healthy(data: Data) -> bool:
     """Tell whether every check of a host passed, and all that it tells could be read."""
     return bool(data["ok"]) and not data.get("faults")
+
+
+def failures(data: Data) -> list[Data]:
+    """Return the checks of a host that failed, the heaviest first."""
+    return heaviest_first([check for check in data["checks"] if not check["ok"]], lambda check: str(check["id"]))
 
 
 def name(check: Data) -> str:
@@ -102,7 +108,7 @@ def _part(data: Data, identity: str, title: str, make: Callable[[Data], str]) ->
 
 
 def _wrong(data: Data) -> str:
-    failed = [check for check in data["checks"] if not check["ok"]]
+    failed = failures(data)
     if not failed:
         return ""
     items = []

@@ -18,6 +18,7 @@ from abathur_db import (
     guarded,
     host,
     requirements,
+    rescue,
     resources,
     runs,
     schema,
@@ -141,7 +142,8 @@ def _planned(config: Config, data: dict[str, Any]) -> Check:
     try:
         if _owner_exists(config):
             host.become(config.owner)
-        todo = schema.init(config, dry_run=True)
+        with rescue.advised(config):
+            todo = schema.init(config, dry_run=True)
         seeds = seed.seed(config, dry_run=True)
     except Failure as failure:
         return Check("database", False, "one that can be created, adopted or migrated", str(failure), failure.hint)

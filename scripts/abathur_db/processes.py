@@ -102,24 +102,47 @@ def readers(path: Path, index: WalIndex) -> list[Reader]:
     return sorted(found, key=lambda each: (each.frame, each.pid))
 
 
-def with_deleted(path: Path) -> list[int]:
-    """Return the processes that have a deleted file of this name open: what they write is lost."""
-    name = f"{os.path.realpath(path.parent)}/{path.name} (deleted)"
-    # A file may be called that.
-    there = host.identity(Path(name))
-    found = set()
+@dataclass(frozen=True)
+class Deleted:
+    """A process that has a deleted database open: which one, and the links in /proc to it and to its log or journal."""
+
+    pid: int
+    identity: tuple[int, int]
+    links: dict[str, Path]
+    """By suffix: "" is the database, and -wal or -journal what belongs to it, deleted or not."""
+
+
+def deleted(path: Path) -> list[Deleted]:
+    """Return the processes that have a deleted file of this name open: what they write is lost when they end."""
+    home = os.path.realpath(path.parent)
+    found: dict[int, dict[str, Path]] = {}
+    gone: dict[int, tuple[int, int]] = {}
     for pid, descriptor in host.descriptors():
         with suppress(OSError):
-            if os.readlink(descriptor) == name and (there is None or host.identity(descriptor) != there):
-                found.add(pid)
-    return sorted(found)
+            target = os.readlink(descriptor)
+            name = target.removesuffix(" (deleted)")
+            suffix = name.removeprefix(f"{home}/{path.name}")
+            if suffix == name or suffix not in ("", "-wal", "-journal"):
+                continue
+            # A file may be called that.
+            is_deleted = target != name and host.identity(descriptor) != host.identity(Path(target))
+            found.setdefault(pid, {}).setdefault(suffix, descriptor)
+            if is_deleted and not suffix and (identity := host.identity(descriptor)):
+                gone[pid] = identity
+                found[pid][suffix] = descriptor
+    return [Deleted(pid, gone[pid], found[pid]) for pid in sorted(gone)]
 
 
-def repair(pid: int, units: list[str]) -> str:
-    """Return the command that ends a process's hold: of its unit, where that is an application's, else of itself."""
+def unit_of(pid: int, units: list[str]) -> str | None:
+    """Return the one of some units that a process belongs to."""
     try:
         groups = foreign.words(Path(f"/proc/{pid}/cgroup").read_bytes())
     except OSError:
         groups = ""
-    unit = next((each for each in units if re.search(rf"/{re.escape(each)}$", groups, re.MULTILINE)), None)
+    return next((each for each in units if re.search(rf"/{re.escape(each)}$", groups, re.MULTILINE)), None)
+
+
+def repair(pid: int, units: list[str]) -> str:
+    """Return the command that ends a process's hold: of its unit, where that is an application's, else of itself."""
+    unit = unit_of(pid, units)
     return f"systemctl restart {unit}" if unit else f"kill {pid}"

@@ -19,6 +19,14 @@ def note(line: str) -> None:
         print(printable(line), file=sys.stderr)
 
 
+def agreed(what: str) -> bool:
+    """Ask at a terminal whether to go on; elsewhere nobody is there to be asked, and it goes on."""
+    if not sys.stdin.isatty():
+        return True
+    print(f"{printable(what)} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _meter(label: str, total: int) -> Any:
     try:
         from tqdm import tqdm

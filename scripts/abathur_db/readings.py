@@ -90,7 +90,7 @@ def insert(connection: sqlite3.Connection, samples: list[Sample], stamp: str) ->
         for each in samples
         if each.name in VALUES or (each.name in RUN and each.since and each.labels["job"] in JOBS)
     ]
-    with database.transaction(connection):
+    with database.transaction(connection, "a collection of metrics was recorded"):
         connection.executemany(
             "INSERT INTO metrics (timestamp, metric_name, metric_value, labels) SELECT ?1, ?2, ?3, ?4"
             " WHERE NOT EXISTS (SELECT 1 FROM metrics WHERE metric_name = ?2 AND timestamp = ?1 AND labels IS ?4)",

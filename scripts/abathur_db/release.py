@@ -24,6 +24,7 @@ from abathur_db import (
     foreign,
     guarded,
     host,
+    interruption,
     replica,
     restore,
     runs,
@@ -53,7 +54,6 @@ PULL = "abathur-pull.timer"
 """Deploys what the host's repository has (role abathur_pull)."""
 STOPPED = "stopped.json"
 """Units that were stopped and have to be started again; the deploy's role writes and deletes it as well."""
-RUNNING = ("active", "activating", "reloading")
 
 
 def _files(etc: Path) -> list[Path]:
@@ -137,8 +137,9 @@ def keep(config: Config, backup: str, dry_run: bool = False) -> Result:
     # On the disk before it counts: a rollback must not return to files that a power cut has emptied.
     for each in [*partial.rglob("*"), partial]:
         guarded.sync(each)
-    partial.rename(_pending(config))
-    guarded.sync(config.install_directory)
+    with interruption.change(f"release {running} was kept for a rollback"):
+        partial.rename(_pending(config))
+        guarded.sync(config.install_directory)
     # Not a change of the host that an operator would look for.
     return Result("keep", f"kept release {running}", data=kept)
 
@@ -199,9 +200,10 @@ def _flush(config: Config) -> None:
 
 def _promote(config: Config) -> None:
     """Let what is pending be what a rollback returns to; killed in between, it is pending still, and counts first."""
-    _delete(_kept(config))
-    _pending(config).rename(_kept(config))
-    guarded.sync(config.install_directory)
+    with interruption.change("what the deploy replaced is what a rollback returns to"):
+        _delete(_kept(config))
+        _pending(config).rename(_kept(config))
+        guarded.sync(config.install_directory)
 
 
 def _delete(folder: Path) -> None:
@@ -377,6 +379,7 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
         takeover.give_back(config)
     files = _files(folder / "etc")
     guarded.roots_alone(*files)
+    interruption.did(f"the units and the configuration of release {former['release']} may be there in part")
     wanted = {each.relative_to(folder / "etc") for each in files}
     # What they run with changes, and the tool as well.
     for service in replica.SERVICES:
@@ -399,7 +402,8 @@ def _return_to(config: Config, former: dict[str, Any], folder: Path) -> list[str
     link = config.install_directory / ".current.partial"
     link.unlink(missing_ok=True)
     link.symlink_to(former["release"])
-    link.rename(config.install_directory / "current")
+    with interruption.change(f"release {former['release']} is the current one"):
+        link.rename(config.install_directory / "current")
     host.control("daemon-reload")
     # Of the two a standby has both, and runs one. A record of an earlier release names none.
     services = former.get("services", replica.SERVICES)
@@ -427,7 +431,7 @@ def _stop(config: Config, *, needed: bool) -> list[str]:
     """Stop the application when needed; return the units to start again, also those that a killed run had stopped."""
     # Nobody may have the database open, and Litestream has.
     units = [*config.application_units, *([replica.UNIT] if replica.settings(config) else [])]
-    active = [each for each in units if host.unit_properties(each, "ActiveState").get("ActiveState") in RUNNING]
+    active = [each for each in units if host.is_active(each)]
     names = sorted({*stopped(config), *(active if needed else [])})
     if names and needed:
         note(config, names)

@@ -13,9 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from abathur_db import catalog, database, guarded, host, objects, packing, proof, readings, replica, schema
+from abathur_db import (
+    catalog,
+    database,
+    guarded,
+    host,
+    interruption,
+    objects,
+    packing,
+    processes,
+    proof,
+    readings,
+    replica,
+    schema,
+)
 from abathur_db.config import Config
-from abathur_db.result import Exit, Failure, Result, counted, look
+from abathur_db.result import Exit, Failure, Lost, Result, counted, look
 
 FRESH = "fresh"
 
@@ -43,10 +56,17 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
     when the backup is not good or somebody has the database open.
     """
     staged = config.database.with_name(f".{config.database.name}.restore")
+    if held := processes.deleted(config.database):
+        raise Failure(
+            f"{host.process_name(held[0].pid)} has the deleted {config.database.name} open, with rows that no backup "
+            "has; nothing was changed",
+            f"take it from there: {config.command('rescue')}; to do without it, end that process first",
+            Exit.BUSY,
+        )
     guarded.made(config.database.parent, 0o700)
     with database.throwaway(staged):
         name, made, mended = _stage(config, source, staged)
-        lost = losses(config, staged)
+        lost = losses(config, staged, made)
         data: dict[str, Any] = {"source": name, "created": made, "lost": lost["tables"], "kept": None}
         if dry_run:
             summary = f"would restore {name}; {lost['sentence']}"
@@ -58,7 +78,7 @@ def restore(config: Config, source: str, dry_run: bool = False, keep_rows: bool 
                 "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_lose_rows=true",
             )
         with alone(config.database, config.application_units):
-            data["kept"] = _swap(config.database, staged)
+            data["kept"] = swap(config.database, staged)
     kept = f"; the former database is kept in {data['kept']}" if data["kept"] else ""
     also = "".join(f"; {each}" for each in mended)
     hint = f"systemctl start {replica.UNIT}, which begins the next lineage" if replica.settings(config) else ""
@@ -177,20 +197,25 @@ def to_wal(staged: Path) -> None:
     guarded.sync(staged)
 
 
-def losses(config: Config, other: Path) -> dict[str, Any]:
+def losses(config: Config, other: Path, made: str | None = None) -> dict[str, Any]:
     """Compare the live database with one to take its place: rows per table that only the live one has as they are.
 
     Returns `tables` {name: {"new": n, "changed": n}} and a sentence. What cannot be computed counts as lost: a table
     has None for its numbers then, and `tables` is None when the live database cannot be read.
     """
+    absent = {"tables": None, "sentence": "there is no database to compare it with: " + _since(made)}
     try:
         if not database.exists(config.database):
-            return {"tables": {}, "sentence": "there is no database now, so nothing is lost"}
+            return absent
         with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+            if not (objects.tables(connection) or objects.unsayable(connection)):
+                return absent
             connection.execute("ATTACH DATABASE ? AS other", (f"file:{quote(str(other))}?immutable=1",))
             compared = [name for name in objects.tables(connection) if name not in OWN_TABLES]
             tables = {name: _missing_rows(connection, name) for name in compared}
             tables |= dict.fromkeys(objects.unsayable(connection), UNKNOWN)
+    except Lost:
+        return absent
     except Failure as failure:
         if failure.code is Exit.BUSY:
             raise
@@ -204,6 +229,10 @@ def losses(config: Config, other: Path) -> dict[str, Any]:
     said = [f"it lacks {counted(total, 'row')} written since: {listing}"] if known else []
     said += [f"what is lost of table {name} cannot be said" for name in lost if name not in known]
     return {"tables": lost, "sentence": "; ".join(said)}
+
+
+def _since(made: str | None) -> str:
+    return f"what was written after {made} is not in it" if made else "what was in the former one is lost"
 
 
 UNKNOWN = {"new": None, "changed": None}
@@ -306,7 +335,7 @@ def _open_elsewhere(path: Path, units: Sequence[str], holders: list[str]) -> Fai
     )
 
 
-def _swap(path: Path, staged: Path) -> str | None:
+def swap(path: Path, staged: Path) -> str | None:
     """Put `staged` in the place of the database; return the folder where the former one is kept, if there was one.
 
     The order matters, because this may be killed anywhere: first the former files get a second name
@@ -315,24 +344,26 @@ def _swap(path: Path, staged: Path) -> str | None:
     well, because an old log or journal beside it would be replayed over it (schema facts, trap 11).
     """
     present, aside = _linked_aside(path)
-    try:
-        for each in present:
-            each.unlink()
-        guarded.sync(path.parent)
-        os.rename(staged, path)
-        guarded.sync(path.parent)
-        with database.opened(path, 0, read_only=True) as connection:
-            database.pragma(connection, "user_version")
-    except BaseException:
-        _put_back(path, aside)
-        raise
+    kept = f"; the former one is kept in {aside}" if aside else ""
+    with interruption.change(f"the backup took the place of {path}{kept}"):
+        try:
+            for each in present:
+                each.unlink()
+            guarded.sync(path.parent)
+            os.rename(staged, path)
+            guarded.sync(path.parent)
+            with database.opened(path, 0, read_only=True) as connection:
+                database.pragma(connection, "user_version")
+        except BaseException:
+            _put_back(path, aside)
+            raise
     return str(aside) if aside else None
 
 
 def _linked_aside(path: Path) -> tuple[list[Path], Path | None]:
     """Give the files of a database a second name in a new folder; return them and it, None without any."""
     present = [each for each in (path, *database.sidecars(path)) if os.path.lexists(each)]
-    aside = _aside(path) if present else None
+    aside = folder_aside(path) if present else None
     try:
         for each in present:
             os.link(each, aside / each.name, follow_symlinks=False)  # type: ignore[operator]
@@ -350,9 +381,10 @@ def put_aside(path: Path) -> Path | None:
     Killed in between, its files have a second name there, and the database goes before its -wal.
     """
     present, aside = _linked_aside(path)
-    for each in present:
-        each.unlink()
-    guarded.sync(path.parent)
+    with interruption.change(f"{path} was moved to {aside}"):
+        for each in present:
+            each.unlink()
+        guarded.sync(path.parent)
     return aside
 
 
@@ -376,7 +408,8 @@ def _discard(aside: Path | None) -> None:
         aside.rmdir()
 
 
-def _aside(path: Path) -> Path:
+def folder_aside(path: Path) -> Path:
+    """Make the folder beside a database in which one is kept, named by the time, and return it."""
     stamp = f"{datetime.now(UTC):{catalog.STAMP}}"
     number = 1
     while True:

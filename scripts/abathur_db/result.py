@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from abathur_db.weights import heaviest_first
+
 
 class Exit(IntEnum):
     """Exit codes; operators script against them, so they never change."""
@@ -20,6 +22,8 @@ class Exit(IntEnum):
     """EX_SOFTWARE of sysexits.h: a defect of the tool; the traceback is on standard error."""
     BUSY = 75
     """EX_TEMPFAIL of sysexits.h: try again later."""
+    INTERRUPTED = 130
+    """128 + SIGINT, as a shell says it of a command that Ctrl-C ended."""
 
 
 class Failure(Exception):
@@ -31,6 +35,13 @@ class Failure(Exception):
         self.hint = hint
         self.code = code
         self.foreign = foreign
+
+
+class Lost(Failure):
+    """There is no database where one was: nothing is there, or what an application made when it found none.
+
+    Its hint is for a path alone; of a host, rescue.advice has the next step.
+    """
 
 
 @dataclass(frozen=True)
@@ -123,8 +134,8 @@ def shell(*words: object) -> str:
 
 
 def away(path: object, suffix: str) -> str:
-    """Return the command that moves a file aside."""
-    return shell("mv", path, f"{path}.{suffix}")
+    """Return the command that moves a file aside, and none that is there already."""
+    return shell("mv", "--backup=numbered", path, f"{path}.{suffix}")
 
 
 def look(path: object) -> str:
@@ -152,8 +163,8 @@ def printable(line: str) -> str:
 
 
 def summarize(command: str, checks: list[Check]) -> tuple[str, str]:
-    """Return the sentence and the hint for a list of checks: the first failure names itself."""
-    failed = [check for check in checks if not check.ok]
+    """Return the sentence and the hint for a list of checks: the heaviest failure names itself."""
+    failed = heaviest_first([check for check in checks if not check.ok], lambda check: check.id)
     if not failed:
         warnings = sum(check.warning for check in checks)
         also = f", {warnings} with a warning" if warnings else ""

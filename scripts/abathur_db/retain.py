@@ -135,7 +135,7 @@ def _change(config: Config, work: dict[str, tuple[list[Row], Change]]) -> dict[s
         with database.opened(config.database, config.busy_timeout_ms) as connection:
             for kind, (rows, change) in work.items():
                 for start in range(0, len(rows), SLICE_ROWS):
-                    with database.transaction(connection):
+                    with database.transaction(connection, "some of the old rows were retained as the policy says"):
                         changed = sum(change(connection, row) for row in rows[start : start + SLICE_ROWS])
                     done[kind] += changed
                     time.sleep(PAUSE_SECONDS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from abathur_db import catalog, guarded, host
+from abathur_db import catalog, guarded, host, interruption
 from abathur_db.config import Config
 from abathur_db.manifest import Manifest
 from abathur_db.result import Check, Result
@@ -133,7 +133,8 @@ def _mark(config: Config, go: list[Manifest], faults: dict[Path, str]) -> list[M
     for each in go:
         path = config.backup_directory / f"{catalog.PREFIX}{each.id}.json"
         try:
-            path.rename(path.with_name(path.name + DELETING))
+            with interruption.change(f"backup {each.id} was deleted"):
+                path.rename(path.with_name(path.name + DELETING))
             marked.append(each)
         except OSError as error:
             faults[path] = str(error.strerror)

@@ -8,9 +8,22 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from abathur_db import adoption, catalog, database, examination, guarded, host, objects, resources, rules, soundness
+from abathur_db import (
+    adoption,
+    catalog,
+    database,
+    examination,
+    guarded,
+    host,
+    interruption,
+    objects,
+    processes,
+    resources,
+    rules,
+    soundness,
+)
 from abathur_db.config import Config
-from abathur_db.result import Check, Failure, Result, away, counted
+from abathur_db.result import Check, Failure, Lost, Result, away, counted
 from abathur_db.shape import Difference, Index, Schema, describe, difference, expected, latest
 
 
@@ -41,8 +54,14 @@ def plan(config: Config) -> Plan:
 def _refuse_to_bury(config: Config) -> None:
     """Refuse to put an empty database where one was lost: its backups or a kept copy say that it existed."""
     there = len(catalog.backups(config)), len(catalog.kept_aside(config))
+    if held := processes.deleted(config.database):
+        raise Lost(
+            f"{config.database} was deleted while {host.process_name(held[0].pid)} has it open, with all its rows; "
+            "no empty one was made in its place",
+            config.command("rescue"),
+        )
     if any(there):
-        raise Failure(
+        raise Lost(
             f"{config.database} is missing, but its backups ({there[0]}) and kept copies ({there[1]}) are here; "
             "no empty one was made in its place",
             f"restore the newest ({config.command('restore', 'latest')}), or begin anew "
@@ -65,7 +84,7 @@ def stranger(connection: sqlite3.Connection, path: Path) -> Failure | None:
     if not names:
         # An application that found no database has made one.
         hint = f"stop the application, move it away ({away(path, 'empty')}), then deploy again, or restore a backup"
-        return Failure(f"{path} has no table", hint)
+        return Lost(f"{path} has no table", hint)
     alike = [name for name, keys in ours.keys.items() if keys <= found.tables.get(name, {}).keys()]
     if len(alike) <= len(ours.tables) // 2:
         said = f"{path} does not hold Abathur's tables, so it belongs to another application"
@@ -104,8 +123,8 @@ def _later(path: Path) -> Failure:
     )
 
 
-def refuse_stranger(config: Config) -> None:
-    """Raise Failure when the configured database is another application's.
+def refuse_stranger(config: Config, *, lost: bool = True) -> None:
+    """Raise Failure when the configured database is another application's; `lost`: also when it has no table.
 
     What is absent, damaged or locked is told by the command that needs it, or mends it.
     """
@@ -115,7 +134,7 @@ def refuse_stranger(config: Config) -> None:
         refusal = None
         with contextlib.suppress(Failure), database.opened(path, wait, read_only=True, immutable=immutable) as opened:
             refusal = stranger(opened, path)
-        if refusal and (refusal.foreign or not immutable):
+        if refusal and (refusal.foreign or not immutable) and (lost or not isinstance(refusal, Lost)):
             raise refusal
 
 
@@ -243,10 +262,11 @@ def _create(path: Path) -> None:
         with database.throwaway(partial):
             build(partial)
             # link(2), unlike rename(2), never replaces a file that somebody made in the meantime.
-            os.link(partial, path)
+            with interruption.change(f"{path} was created"):
+                os.link(partial, path)
+                guarded.sync(path.parent)
     except FileExistsError:
         raise Failure(f"{path} appeared while it was being built; it was left alone", "run this again") from None
-    guarded.sync(path.parent)
 
 
 def build(path: Path) -> None:
@@ -275,8 +295,9 @@ def _bring_up(config: Config) -> list[Check]:
         lack = _lacks(connection, wanted, describe(connection, only=set(wanted.tables)))
         needed = sum(2 * INDEX_ROW_BYTES * _rows(connection, each) for each in lack.indexes.values())
         host.require_free(config.database, needed + config.minimum_free_mb * host.MB, "creating its indexes")
-        database.enable_wal(connection, config.database)
-        with database.transaction(connection):
+        with interruption.change("the database is in WAL mode"):
+            database.enable_wal(connection, config.database)
+        with database.transaction(connection, f"the database was brought to schema version {wanted.version}"):
             for statement in lack.tables.values():
                 connection.execute(statement)
             for name, index in lack.indexes.items():
@@ -296,12 +317,16 @@ HOST_TROUBLE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, 
 
 def _apply(connection: sqlite3.Connection, migration: resources.Migration) -> None:
     """Run one migration whole, in one transaction that also sets user_version."""
-    script = f"BEGIN IMMEDIATE;\n{migration.sql}\nPRAGMA user_version = {migration.number};\nCOMMIT;"
+    script = f"BEGIN IMMEDIATE;\n{migration.sql}\nPRAGMA user_version = {migration.number};"
     try:
         connection.executescript(script)
-    except sqlite3.Error as error:
+        with interruption.change(f"migration {migration.name} was applied"):
+            connection.execute("COMMIT")
+    except BaseException as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+        if not isinstance(error, sqlite3.Error):
+            raise
         if error.sqlite_errorcode & 0xFF in HOST_TROUBLE:
             raise
         raise Failure(

@@ -37,7 +37,7 @@ def _seed(config: Config, dry_run: bool) -> Result:
         actions = {_name(each): _action(connection, each) for each in resources.seeds()}
         if dry_run or not _writes(actions):
             return _result(actions, dry_run)
-        with database.transaction(connection):
+        with database.transaction(connection, "the seeds were written"):
             # Looked at again inside the transaction: nobody can write between the look and the insert.
             actions = {_name(each): _action(connection, each) for each in resources.seeds()}
             for each in resources.seeds():

@@ -18,6 +18,7 @@ from abathur_db import (
     host,
     maintenance,
     replication,
+    rescue,
     runs,
     schema,
     shape,
@@ -81,11 +82,36 @@ def _last_run(config: Config, job: str, unit: dict[str, str]) -> dict[str, Any] 
     status = unit["ExecMainStatus"]
     if unit["Result"] in ("signal", "core-dump"):
         status = signal.Signals(int(status)).name
+    why = f": {host.EXIT_CODES[status]}" if status in host.EXIT_CODES else ", without a word of its own"
     return {
         **runs.RECORD,
-        "summary": f"ended with {unit['Result']} {status}, without a word of its own",
+        "summary": f"ended with {unit['Result']} {status}{why}",
         "finished": ended.isoformat(),
     }
+
+
+def _application(config: Config, _: dict[str, Any]) -> list[Check]:
+    return application(config)
+
+
+def application(config: Config) -> list[Check]:
+    """Check that systemd has not given an application's unit up; one that is enabled and does not run is a warning.
+
+    On a standby, and where a fence keeps it stopped, there is nothing to look at.
+    """
+    if not config.owner or host.fenced():
+        return []
+    checks = []
+    found = host.properties_of(config.application_units, "LoadState", "ActiveState", "UnitFileState", "Type")
+    for unit, state in found.items():
+        if state.get("LoadState") != "loaded":
+            continue
+        failed = state["ActiveState"] == "failed"
+        idle = state["ActiveState"] == "inactive" and state["UnitFileState"] == "enabled" and state["Type"] != "oneshot"
+        said = f"{unit} failed and stands" if failed else f"{unit} is enabled and does not run" if idle else ""
+        start = shell("systemctl", "restart" if failed else "start", unit)
+        checks.append(Check(unit, not failed, "runs", said or state["ActiveState"], start, warning=idle))
+    return checks
 
 
 def timer_checks(found: dict[str, dict[str, str]]) -> list[Check]:
@@ -124,6 +150,7 @@ def status(config: Config) -> Result:
         ("fence", _fence),
         ("free_space", _disk),
         ("jobs", _jobs),
+        ("application", _application),
         ("backups", _backups),
         ("replication", _replication),
     ):
@@ -154,7 +181,10 @@ def _database(config: Config, data: dict[str, Any]) -> list[Check]:
     with suppress(Failure):
         if standby.is_one(config):
             return []
-    with database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection:
+    with (
+        rescue.advised(config),
+        database.opened(config.database, config.busy_timeout_ms, read_only=True) as connection,
+    ):
         data["schema_version"] = database.pragma(connection, "user_version")
         data["journal_mode"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
         data.update(maintenance.sizes(config, connection))
@@ -234,10 +264,12 @@ def _job(
 
 
 def _backups(config: Config, data: dict[str, Any]) -> list[Check]:
-    newest = catalog.newest_verified(config)
-    data["newest_backup"] = newest.id if newest else None
     data["kept_aside"] = [str(each) for each in catalog.kept_aside(config)]
     data["recovery_seconds"] = runs.measured(config, "drill", "recovery_seconds")
+    if gone := catalog.directory_check(config):
+        return [gone]
+    newest = catalog.newest_verified(config)
+    data["newest_backup"] = newest.id if newest else None
     return [catalog.age_check(config, newest)] if "backup" in data["jobs"] else []
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from abathur_db import catalog, guarded, host, packing, runs
+from abathur_db import catalog, guarded, host, interruption, packing, runs
 from abathur_db.config import LARGEST, Config
 from abathur_db.manifest import Manifest
 from abathur_db.result import Failure, Result, counted
@@ -76,7 +76,8 @@ def _is_mount(directory: Path) -> bool:
 def _renamed(directory: Path, aside: Path) -> bool:
     """Rename a directory; return false where it is of an overlay's lower layer, as in a container, and cannot be."""
     try:
-        directory.rename(aside)
+        with interruption.change(f"{directory} was moved to {aside}"):
+            directory.rename(aside)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -85,8 +86,9 @@ def _renamed(directory: Path, aside: Path) -> bool:
 
 
 def _keep(source: Path, target: Path) -> dict[str, Any]:
-    source.rename(target)
-    guarded.sync(target.parent)
+    with interruption.change(f"{source} was moved to {target}"):
+        source.rename(target)
+        guarded.sync(target.parent)
     return {}
 
 

@@ -15,7 +15,7 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from abathur_db import database, foreign, replica, wal
+from abathur_db import database, foreign, interruption, replica, wal
 from abathur_db.config import Config
 from abathur_db.result import Failure
 
@@ -56,7 +56,7 @@ def run(config: Config, number: int, arguments: list[str]) -> None:
             untold.pop().terminate()
 
     signal.signal(signal.SIGTERM, end)
-    with ExitStack() as hold:
+    with interruption.stopped_by(end), ExitStack() as hold:
         way = _begun(config, number, hold)
         while not stop.is_set() and (way or _emptied(config, stop)):
             way = way or Way(config, number, emptied=True)
