@@ -60,7 +60,7 @@ def may_write(config: Config) -> Check:
         # Where the settings cannot be read, a replica is taken for granted: the playbook refuses without one.
         hint = f"if another host is the primary, make this one its standby: {REJOIN}; {taken_back}"
         with suppress(Failure):
-            hint = hint if replica.settings(config) else f"{taken_back} (no other host can replace this one)"
+            hint = hint if replica.settings(config) else f"no other host can replace this one; {taken_back}"
     return Check("fence", not since, "a host that may write", measured, hint)
 
 
