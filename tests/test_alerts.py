@@ -208,8 +208,8 @@ def test_a_webhook_that_never_takes_it_is_told_without_its_address(
     ("address", "said"),
     [
         ("http://127.0.0.1:1/secret", "Connection refused"),
-        ("http://127.0.0.1:no/secret", "InvalidURL"),
-        ("http://[secret", "ValueError"),
+        ("http://127.0.0.1:no/secret", "the address cannot be read as one: InvalidURL"),
+        ("http://[secret", "the address cannot be read as one: ValueError"),
         ("file:///etc/secret", "there is no address"),
         ("", "there is no address"),
     ],
@@ -236,6 +236,12 @@ def test_a_ping_tells_of_a_success(conf: Config, listener: Listener, credentials
     listener.answers = [503]
     assert alerts.ping(conf, "backup").summary == "told that backup succeeded"
     assert [request[:3] for request in listener.requests] == [("GET", "/uuid", {})] * 2
+
+
+def test_a_ping_by_hand_is_sent_to_the_unit_that_has_the_address(conf: Config) -> None:
+    with pytest.raises(Failure, match="there is no address") as refused:
+        alerts.ping(conf, "backup")
+    assert refused.value.hint.endswith(": systemctl start abathur-db-ping@backup")
 
 
 def test_a_ping_that_is_not_heard_fails(conf: Config, listener: Listener, credentials: Path) -> None:

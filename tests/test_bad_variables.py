@@ -283,12 +283,22 @@ def test_rows_that_are_not_to_be_lost_need_no_host_named(tmp_path: Path, value: 
     assert ("TASK [abathur_db : Go back]" in told) != counts
 
 
+def test_a_removal_of_several_hosts_names_them(tmp_path: Path) -> None:
+    host = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
+    (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": {"one": host, "two": host}}}))
+    told = deploy(tmp_path / "hosts.json", playbook="playbooks/remove.yml")
+    assert "This would take units, timers and the tool from 2 hosts (one, two), so nothing was done." in told
+    assert "Check what would be removed" not in told
+    told = deploy(tmp_path / "hosts.json", "--limit", "two", playbook="playbooks/remove.yml")
+    assert "Check what would be removed" in told
+
+
 def test_a_removal_stops_at_a_directory_of_the_system_s(tmp_path: Path) -> None:
     common = {"ansible_connection": "local", "ansible_become": False, "ansible_python_interpreter": sys.executable}
     hosts = {f"h{number}": {**common, name: path} for number, (path, name) in enumerate(REMOVED.items())}
     hosts["sound"] = {**common, "abathur_db_install_directory": "/usr/local/lib/abathur-db"}
     (tmp_path / "hosts.json").write_text(json.dumps({"abathur": {"hosts": hosts}}))
-    told = deploy(tmp_path / "hosts.json", playbook="playbooks/remove.yml")
+    told = deploy(tmp_path / "hosts.json", "--limit", "abathur", playbook="playbooks/remove.yml")
     for number, (path, name) in enumerate(REMOVED.items()):
         said = re.findall(rf"^failed: \[h{number}\].*", told, re.MULTILINE)
         shown = path.rpartition("/")[0] or "/" if name == "abathur_db_database" else path

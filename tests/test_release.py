@@ -183,7 +183,7 @@ def test_a_dry_run_of_a_rollback_changes_nothing(conf: Config, etc: Path) -> Non
 def test_a_host_without_a_former_release_says_so(conf: Config) -> None:
     with pytest.raises(Failure, match="there is no former release") as caught:
         go_back(conf)
-    assert "abathur_db_rollback_to=latest" in caught.value.hint
+    assert caught.value.hint.startswith("go back to a backup: abathur-db rollback --to latest (")
 
 
 @pytest.fixture

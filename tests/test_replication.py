@@ -606,9 +606,16 @@ def test_a_restore_names_replication_when_that_has_the_database_open_and_says_to
 def test_the_log_of_a_replicated_database_is_left_to_litestream(conf: Config) -> None:
     with database.opened(conf.database, 0):
         rows(conf.database, 5)
-        summary = maintenance.checkpoint(replace(conf, wal_limit_mb=0)).summary
+        summary = maintenance.checkpoint(replace(conf, wal_limit_mb=1)).summary
+        # What is advised changes what it promises, or fails.
+        with pytest.raises(Failure, match="Litestream alone can shorten it") as refused:
+            maintenance.checkpoint(replace(conf, wal_limit_mb=0))
     assert summary.startswith("skipped: the write-ahead log has ")
     assert summary.endswith(", Litestream keeps it small itself")
+    assert refused.value.hint.endswith("systemctl restart abathur-db-replicate.service")
+    assert status.wal_size(replace(conf, wal_limit_mb=0), 1).hint == refused.value.hint.replace(
+        "let it", "let Litestream"
+    )
 
 
 @pytest.mark.parametrize(

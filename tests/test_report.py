@@ -322,6 +322,17 @@ def test_a_pause_in_the_measurements_is_a_gap_in_the_line() -> None:
     assert [len(piece) for piece in chart.pieces(course)] == [3, 2]
     assert chart.line("x", course, str).count('class="line"') == 2
     assert chart.line("x", [(0.0, 0.0)], str).count('class="line"') == 1
+    # Of a host of five minutes: within its picture, and said.
+    for drawn in (
+        chart.line("x", [(1e9, 5.0)], str),
+        chart.spark([(1e9, 5.0)], 6.0, "x"),
+        chart.line("x", course, str),
+    ):
+        across = [float(each) for each in re.findall(r"[ML](-?[\d.]+),", drawn)]
+        assert across
+        assert all(0 <= each <= 100 for each in across)
+    assert "one measurement so far" in chart.line("x", [(1e9, 5.0)], str)
+    assert "one measurement" not in chart.line("x", course, str)
 
 
 def test_a_limit_far_away_is_said_and_not_drawn() -> None:

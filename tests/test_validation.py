@@ -62,7 +62,10 @@ def test_a_sound_database_passes_every_check(conf: Config) -> None:
         *(f"plan_{query.name}" for query in resources.queries()),
     }
     assert len(result.data["latencies"]) > 0
-    assert "sessions  samples   p50 ms   p99 ms budget ms" in "\n".join(result.report())
+    assert "  over" not in "\n".join(result.table)
+    slow = [{**each, "p99_ms": 1e6} for each in result.data["latencies"]]
+    assert all(each.endswith("  over") for each in validation._latency_table(slow, 100)[2:-1])
+    assert "sessions  samples   p50 / budget ms    p99 / limit ms" in "\n".join(result.report())
 
 
 def test_validation_writes_no_production_row_and_leaves_no_clone(conf: Config) -> None:

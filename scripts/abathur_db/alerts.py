@@ -149,7 +149,7 @@ def ping(config: Config, job: str) -> Result:  # noqa: ARG001 - the signature of
 
     Raises Failure when it does not answer.
     """
-    _request(_credential("ping"), None)
+    _request(_credential("ping"), None, f"systemctl start abathur-db-ping@{job}")
     return Result("ping", f"told that {job} succeeded", changed=True)
 
 
@@ -219,7 +219,7 @@ def _program(command: list[str], given: bytes, environment: dict[str, str]) -> s
 def _post(news: dict[str, Any]) -> str:
     # `text` is what chat servers show (Slack, Mattermost, Rocket.Chat).
     body = {"text": readable(news), **news}
-    _request(_credential("webhook"), json.dumps(body).encode())
+    _request(_credential("webhook"), json.dumps(body).encode(), f"systemctl start abathur-db-alert@{news['job']}")
     return ""
 
 
@@ -239,13 +239,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _request(address: str, body: bytes | None) -> None:
-    """GET an address, or POST JSON to it, three times at most. Raises Failure, which never names the address."""
+def _request(address: str, body: bytes | None, unit: str) -> None:
+    """GET an address, or POST JSON to it, three times at most; `unit`: the command that starts the unit that has it.
+
+    Raises Failure, which never names the address.
+    """
     if not address.startswith(("http://", "https://")):
-        raise Failure(
-            "there is no address to send it to",
-            "run it through its unit, which lends it: systemctl start abathur-db-alert@JOB",
-        )
+        raise Failure("there is no address to send it to", f"run it through its unit, which lends it: {unit}")
     headers = {"User-Agent": f"abathur-db/{__version__}"} | ({"Content-Type": "application/json"} if body else {})
     opener = urllib.request.build_opener(_NoRedirect)
     fault = ""
@@ -259,7 +259,11 @@ def _request(address: str, body: bytes | None) -> None:
             fault = f"it answered {error.code}"
         except urllib.error.URLError as error:
             fault = str(error.reason)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (http.client.InvalidURL, ValueError) as error:
+            # No second try changes it.
+            said = f"the address cannot be read as one: {type(error).__name__}"
+            raise Failure(said, "set the address anew in the inventory, then deploy") from None
+        except (OSError, http.client.HTTPException) as error:
             # Not its text: some of these repeat the address.
             fault = type(error).__name__
     raise Failure(

@@ -16,6 +16,9 @@ from html import escape
 Point = tuple[float, float]
 """Seconds since 1970, and a value."""
 
+YOUNG = 3600
+"""Seconds that the axis of a chart with one measurement shows."""
+
 GAP = 4
 """A pause this many times the usual distance of two points breaks the line: nothing was measured there."""
 
@@ -40,6 +43,12 @@ def pieces(points: Sequence[Point]) -> list[list[Point]]:
     return found
 
 
+def span(points: Sequence[Point]) -> Point:
+    """Return the first and the last moment of a course; of one measurement, an hour about it."""
+    begin, end = points[0][0], points[-1][0]
+    return (begin, end) if end > begin else (begin - YOUNG / 2, end + YOUNG / 2)
+
+
 def day(moment: float) -> str:
     """Return a moment as a label of the time axis: 24 Nov."""
     stamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=moment)
@@ -53,8 +62,10 @@ def _shapes(points: Sequence[Point], begin: float, end: float, top: float, *, ar
 
     drawn = []
     for piece in pieces(points):
-        # A lone point would be a line without length.
-        spread = piece if len(piece) > 1 else [(piece[0][0] - 1, piece[0][1]), (piece[0][0] + 1, piece[0][1])]
+        # A lone point would be a line without length; it is drawn as one of a hundredth of the width, inside of it.
+        middle, half = piece[0][0], (end - begin) / 200
+        lone = [(max(begin, middle - half), piece[0][1]), (min(end, middle + half), piece[0][1])]
+        spread = piece if len(piece) > 1 else lone
         line = " L".join(place(point) for point in spread)
         if area:
             floor = f"L{place((spread[-1][0], 0))} L{place((spread[0][0], 0))}Z"
@@ -92,7 +103,7 @@ def line(
     last, most = points[-1][1], max(value for _, value in points)
     drawn = limit is not None and limit <= 5 * max(most, 1e-9)
     top = ceiling(max(most, limit if drawn and limit is not None else 0) * 1.02)
-    begin, end = points[0][0], points[-1][0]
+    begin, end = span(points)
     said = f", {limit_name} {readable(limit)}" if limit is not None else ""
     label = f"{title}: {readable(last)} now, at most {readable(most)} since {day(begin)}{said}"
     content = "".join(_level(top * part, top, "grid") for part in (0, 0.5, 1))
@@ -107,6 +118,8 @@ def line(
     )
     days = "".join(f"<span>{day(begin + (end - begin) * part / 3)}</span>" for part in range(4))
     remark = note or said.removeprefix(", ")
+    if len(points) == 1:
+        remark = "one measurement so far" + (f"; {remark}" if remark else "")
     return (
         f'<figure><figcaption><span class="name">{escape(title)}</span> <b>{escape(readable(last))}</b>'
         f' <span class="note">{escape(remark)}</span></figcaption>'
@@ -119,5 +132,5 @@ def line(
 def spark(points: Sequence[Point], limit: float, label: str) -> str:
     """Return a course as small as a word, with its limit dashed at the top."""
     top = max(limit, *(value for _, value in points)) * 1.1
-    content = _level(limit, top, "limit") + _shapes(points, points[0][0], points[-1][0], top, area=False)
+    content = _level(limit, top, "limit") + _shapes(points, *span(points), top, area=False)
     return _svg(content, label, "spark")

@@ -21,7 +21,7 @@ from abathur_db import (
     soundness,
 )
 from abathur_db.config import Config
-from abathur_db.result import Check, Result, afterwards, summarize
+from abathur_db.result import Check, Failure, Result, afterwards, summarize
 
 INCREMENTAL = 2
 """The value of PRAGMA auto_vacuum (sqlite.org/pragma.html#pragma_auto_vacuum)."""
@@ -149,7 +149,13 @@ def checkpoint(config: Config, dry_run: bool = False) -> Result:
     before = database.wal_bytes(config.database)
     data = {"wal_bytes": before}
     if not wal_grows(config):
-        keeper = "Litestream" if replica.settings(config) else "the application"
+        replicated = replica.settings(config) is not None
+        if replicated and before > config.wal_limit_mb * host.MB:
+            raise Failure(
+                f"the write-ahead log has {host.readable(before)}, and Litestream alone can shorten it",
+                f"let it begin anew: systemctl restart {replica.UNIT}",
+            )
+        keeper = "Litestream" if replicated else "the application"
         summary = f"skipped: the write-ahead log has {host.readable(before)}, {keeper} keeps it small itself"
         return Result("checkpoint", summary, data=data)
     if dry_run:

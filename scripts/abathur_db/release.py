@@ -253,7 +253,8 @@ def rollback(config: Config, to: str, lose_rows: bool, failed_deploy: bool, dry_
     if not to and former is None:
         raise Failure(
             "there is no former release: this host was deployed once, or never changed",
-            "name a backup (-e abathur_db_rollback_to=latest), or take the bundle away (playbooks/remove.yml)",
+            "go back to a backup: abathur-db rollback --to latest (from the controller: "
+            "ansible-playbook rollback.yml --limit HOST -e abathur_db_rollback_to=latest)",
         )
     target = None if to else former
     source = _source(config, target) if target and not follows else to

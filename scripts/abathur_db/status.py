@@ -17,6 +17,7 @@ from abathur_db import (
     failover,
     host,
     maintenance,
+    replica,
     replication,
     rescue,
     runs,
@@ -218,8 +219,17 @@ def wal_size(config: Config, size: int) -> Check:
         size <= config.wal_limit_mb * host.MB,
         f"at most {config.wal_limit_mb} MB",
         host.readable(size),
-        f"move it into the database: {config.command('checkpoint')}",
+        # While it replicates Litestream alone can shorten it.
+        f"let Litestream begin anew: systemctl restart {replica.UNIT}"
+        if _replicates(config)
+        else f"move it into the database: {config.command('checkpoint')}",
     )
+
+
+def _replicates(config: Config) -> bool:
+    with suppress(Failure):
+        return replica.settings(config) is not None
+    return False
 
 
 def _disk(config: Config, data: dict[str, Any]) -> list[Check]:
