@@ -262,7 +262,7 @@ def test_what_comes_after_the_proof_began_is_not_waited_for(conf: Config, monkey
     monkeypatch.setattr(wal, "committed", lambda _: next(logs))
     monkeypatch.setattr(wal, "position", lambda *_: next(read))
     monkeypatch.setattr(wal, "on_track", lambda *_: True)
-    monkeypatch.setattr(replica, "changes", lambda *_: [{"max_txid": f"{next(there):x}"}])
+    monkeypatch.setattr(replica, "changes", lambda *_: [{"min_txid": "1", "max_txid": f"{next(there):x}"}])
     monkeypatch.setattr(wal, "POLL_SECONDS", 0)
     wal.arrive(conf, found(conf), 10)
     assert next(there) == 3
@@ -383,6 +383,52 @@ def test_the_log_is_cut_at_half_of_its_limit_whatever_the_size_of_a_page(conf: C
     run(large, "PRAGMA page_size = 65536; CREATE TABLE t (x)")
     made = replica.configuration(replace(conf, database=large), found(conf), 1)
     assert made["dbs"][0]["truncate-page-n"] == 50_000_000 // 65536
+
+
+@pytest.mark.usefixtures("configure")
+@pytest.mark.parametrize("gone", ["everything", "what is older than the last change"])
+def test_a_store_that_was_emptied_meanwhile_has_nothing_that_a_restore_could_begin_from(
+    conf: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gone: str
+) -> None:
+    with service(conf, monkeypatch):
+        rows(conf.database, 1, "user:1")
+        assert replication.replication(conf).ok
+        snapshot_arrives(conf)
+        rows(conf.database, 1, "user:2")
+        assert recorded(conf, replication.replication(conf)).ok
+        files = sorted((tmp_path / "store").rglob("*.ltx"), key=lambda each: each.stat().st_mtime_ns)
+        assert len(files) > 2
+        for each in files if gone == "everything" else files[:-1]:
+            each.unlink()
+        rows(conf.database, 3, "user:3")
+        # Litestream goes on as if nothing were, and so does every check of the newest change alone.
+        fault = replication.wait(conf, found(conf), 30)
+        assert fault == replica.BROKEN
+        monkeypatch.setattr(replication, "arrived", lambda *_: time.time() - 60)
+        told = replication.replication(conf)
+        assert not told.ok
+        assert "no restore gets past them" in told.summary
+        assert told.hint.endswith("abathur-db promote --new-lineage")
+    with pytest.raises(Failure):
+        restored(conf, 1, tmp_path / "back.db")
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        ([], True),
+        ([(1, 1)], True),
+        ([(1, 1), (2, 2), (3, 3)], True),
+        ([(1, 9), (8, 10), (11, 11)], True),
+        ([(3, 3), (1, 2)], True),
+        ([(2, 2)], False),
+        ([(1, 9), (11, 11)], False),
+        ([(1, 1), (3, 255)], False),
+    ],
+)
+def test_a_chain_of_changes_leads_from_the_first_to_the_newest(files: list[tuple[int, int]], whole: bool) -> None:
+    listed = [{"min_txid": f"{first:016x}", "max_txid": f"{last:016x}"} for first, last in files]
+    assert replica.unbroken(listed) is whole
 
 
 def now() -> str:

@@ -61,6 +61,7 @@ TAKES_NOTHING = "the store answers, but takes no change in time: it may be full"
 READING = re.compile("LTX header|reading ltx file|read page|decode|close reader")
 """What Litestream says of a file of its own that it cannot read, and not of one that it cannot write."""
 
+BROKEN = "changes that were sent are gone from the store, and no restore gets past them"
 ANEW = "begin the replica anew, the next lineage has a whole copy: abathur-db promote --new-lineage"
 
 SKEWED = "the store refuses the clock of this host"
@@ -95,6 +96,7 @@ CLOCK = "compare it with a clock that is right, and let it be kept: timedatectl 
 HINTS = {
     SKEWED: CLOCK,
     INVALID: CLOCK,
+    BROKEN: f"see who deletes there, as a lifecycle rule of the bucket; then {ANEW}",
     STRANGER: "ask who runs the server whether its key is new; set abathur_replication_host_key, and deploy again",
 }
 """The next step for reasons that have one of their own."""
@@ -234,6 +236,17 @@ def changes(config: Config, found: Settings, number: int) -> list[dict[str, Any]
     """Return the files of a lineage, as Litestream lists them: level, min_txid, max_txid, size, timestamp."""
     listed: list[dict[str, Any]] = foreign.value(ask(config, found, number, "ltx", "-level", "all", "-json"))
     return listed
+
+
+def unbroken(files: list[dict[str, Any]]) -> bool:
+    """Tell whether a chain of files leads from the first change, which a snapshot holds as well, to the newest one."""
+    ends = sorted((int(each["min_txid"], 16), int(each["max_txid"], 16)) for each in files)
+    reached = 0
+    for first, last in ends:
+        if first > reached + 1:
+            return False
+        reached = max(reached, last)
+    return True
 
 
 @dataclass(frozen=True)

@@ -109,18 +109,25 @@ def _header(stream: BinaryIO) -> tuple[bytes, int]:
     return header, int.from_bytes(header[8:12], "big")
 
 
+LOOKS = 3
+"""How often in a row a chain has to be broken until that is said."""
+
+
 def arrive(config: Config, found: Settings, seconds: float) -> None:
     """Wait until what is committed now is at the replica, for `seconds` at most.
 
     Compares how far the database's log goes, how far the running Litestream has read it, and what of that is at the
-    store. Never by `litestream sync`: it has Litestream read the log out of its turn.
-    Raises Failure with the store's reason, with ASTRAY, or TAKES_NOTHING.
+    store, with all that a restore needs before it. Never by `litestream sync`: it has Litestream read the log out of
+    its turn.
+    Raises Failure with the store's reason, with ASTRAY, BROKEN, or TAKES_NOTHING.
     """
     deadline = time.monotonic() + seconds
     wanted, number = committed(config), (replica.last_lineage(config) or {"lineage": 1})["lineage"]
     astray = aim = None
+    broken = 0
     while True:
-        there = max((int(each["max_txid"], 16) for each in replica.changes(config, found, number)), default=0)
+        files = replica.changes(config, found, number)
+        there = max((int(each["max_txid"], 16) for each in files), default=0)
         now, place = committed(config), position(config, number)
         if place and not on_track(config, place, now):
             # Once may be a look at two moments.
@@ -131,8 +138,12 @@ def arrive(config: Config, found: Settings, seconds: float) -> None:
             # A log that was begun anew waited for Litestream to have read the former one. Later changes are not waited
             # for: where one more is always on its way that would never end.
             aim = place.change if place.salts != wanted.salts or place.end >= wanted.end else None
-        if aim is not None and there >= aim:
+        broken = 0 if replica.unbroken(files) else broken + 1
+        if aim is not None and there >= aim and not broken:
             return
+        # Levels are listed one after another, while files go from one to the next: once may be a look at two moments.
+        if broken >= LOOKS:
+            raise Failure(f"the replica {found.url} cannot be read: {replica.BROKEN}", replica.HINTS[replica.BROKEN])
         if time.monotonic() >= deadline:
             raise Failure(f"the replica {found.url} cannot be read: {replica.TAKES_NOTHING}", "see abathur-db status")
         time.sleep(POLL_SECONDS)
