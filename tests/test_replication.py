@@ -231,6 +231,24 @@ def test_a_first_copy_has_its_time_to_arrive(
             running.kill()
 
 
+def test_the_time_of_a_first_copy_ends_with_its_arrival(
+    conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    with service(conf, monkeypatch):
+        # Its result is not recorded: the store was full before the job could first say that something has arrived.
+        assert replication.replication(conf).ok
+        there = replica.changes(conf, found(conf), 1)
+        rows(conf.database, 1, "user:3")
+        configure(maximum_lag_seconds=0)
+        for listed, good in ((there, False), ([], True)):
+            with monkeypatch.context() as patch:
+                patch.setattr(replica, "changes", lambda _, __, number, *___: listed if number == 1 else [])  # noqa: B023
+                told = replication.replication(conf)
+            assert told.ok is good
+            assert ("a whole copy is on its way" in told.summary) is good
+
+
 def test_a_store_that_answers_and_takes_nothing_may_be_full(
     conf: Config, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

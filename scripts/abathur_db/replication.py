@@ -96,7 +96,16 @@ def _first(config: Config, found: replica.Settings, fault: str) -> bool:
     """Tell whether the first copy may still be on its way."""
     if found.standby:
         return standby.first_copy_age(config) < FIRST_COPY_SECONDS
-    return fault in (replica.SILENT, replica.TAKES_NOTHING) and _uptime(config, found) < FIRST_COPY_SECONDS
+    slow = fault in (replica.SILENT, replica.TAKES_NOTHING) and _uptime(config, found) < FIRST_COPY_SECONDS
+    return slow and not _has_any(config, found)
+
+
+def _has_any(config: Config, found: replica.Settings) -> bool:
+    """Tell whether something of this host's lineage is at the store: its first file is the whole copy."""
+    try:
+        return bool(replica.changes(config, found, int(_known(config, found).get("lineage", 0)) or 1))
+    except Failure:
+        return False
 
 
 def _copies(config: Config, found: replica.Settings, age: float | None) -> bool:
