@@ -87,7 +87,7 @@ def test_a_restore_keeps_the_former_database_before_it_goes_and_clears_its_place
 
 def test_a_database_is_kept_aside_before_it_goes_and_one_that_does_not_open_gives_its_place_back(world: World) -> None:
     (world.root / ".other").write_text("no database")
-    failed = python("try: restore._swap(conf.database, root / '.other')\nexcept Failure: pass", world)
+    failed = python("try: restore.swap(conf.database, root / '.other')\nexcept Failure: pass", world)
     undone = recorded(world, failed, lazy="/abathur.db.before-restore_")
     assert [each.partition(" ")[0] for each in undone.done[:4]] == ["mkdir", "link", "unlink", "rename"]
     assert [each.partition(" ")[0] for each in undone.done[4:]] == ["unlink", "link", "unlink", "rmdir"]

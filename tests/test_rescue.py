@@ -180,6 +180,20 @@ def test_who_was_frozen_goes_on_when_there_is_no_room(own: Config, monkeypatch: 
         until(lambda: last() > before, "another row")
 
 
+def test_a_database_that_was_renamed_under_its_application_gets_its_name_again(own: Config, cli: Cli) -> None:
+    with writing(own) as last:
+        own.database.rename(own.database.with_name("old.db"))
+        until(lambda: last() > 60, "rows after it was renamed")
+        acknowledged = last()
+        code, _, errors = cli("doctor", own.database)
+        told = re.search(r"hint: it was renamed; give it its name again: (mv .*)$", errors, re.MULTILINE)
+        assert told, errors
+        subprocess.run(told[1], shell=True, check=True)
+    assert code == 1
+    found = value(own.database, "SELECT max(CAST(key AS INTEGER)) FROM memory_entries WHERE namespace = 'w'")
+    assert found >= acknowledged
+
+
 LOST: dict[str, Callable[[Path], object]] = {
     "absent": lambda _: None,
     "an empty file": Path.touch,

@@ -271,7 +271,7 @@ def _fitting(known: dict[str, dict[str, Any]]) -> str:
 def directory_check(config: Config) -> Check | None:
     """Return the failed check of a backup directory that is absent, as when its disk is not mounted; None otherwise."""
     path = config.backup_directory
-    if os.path.isdir(path) or not config.owner:
+    if os.path.lexists(path) or not config.owner:
         return None
     mode, owner = ("0750", config.backup_owner) if config.backup_owner else ("0700", config.owner)
     made = shell("install", "-d", "-m", mode, "-o", owner, "-g", host.account(owner).pw_gid, path)

@@ -293,6 +293,14 @@ def process_state(pid: int) -> str:
         return "X"
 
 
+def in_job() -> bool:
+    """Tell whether this runs in the unit of a job, whose sandbox (PrivateUsers=) hides what others have open."""
+    try:
+        return "/abathur-db@" in foreign.words(Path("/proc/self/cgroup").read_bytes()).replace("\\x2d", "-")
+    except OSError:
+        return False
+
+
 def descriptors() -> Iterator[tuple[int, Path]]:
     """Yield each file that another process has open, as the process and its link in /proc, as far as this user may."""
     for process in Path("/proc").glob("[0-9]*"):

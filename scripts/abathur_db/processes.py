@@ -133,6 +133,22 @@ def deleted(path: Path) -> list[Deleted]:
     return [Deleted(pid, gone[pid], found[pid]) for pid in sorted(gone)]
 
 
+def renamed(path: Path) -> Path | None:
+    """Return where a database went that was renamed while somebody has it open; None where that is not seen.
+
+    Who has its log open under the former name has the database open under its new one.
+    """
+    home = os.path.realpath(path.parent)
+    logs = {f"{home}/{path.name}-wal", f"{home}/{path.name}-shm"}
+    held: dict[int, set[str]] = {}
+    for pid, descriptor in host.descriptors():
+        with suppress(OSError):
+            held.setdefault(pid, set()).add(os.readlink(descriptor))
+    others = {each for links in held.values() if links & logs for each in links - logs}
+    there = (Path(each) for each in sorted(others) if each.startswith("/"))
+    return next((each for each in there if each != path and database.beginning(each, 16) == database.MAGIC), None)
+
+
 def unit_of(pid: int, units: list[str]) -> str | None:
     """Return the one of some units that a process belongs to."""
     try:

@@ -92,14 +92,20 @@ def advice(config: Config, lost: Failure) -> str:
     """Return the next step where the database is gone, empty or without a table: never one that loses what is left."""
     if processes.deleted(config.database):
         return f"restart nothing; take it from there: {config.command('rescue')}"
+    if host.in_job():
+        return f"restart nothing; see what is left of it: {config.command('doctor')}"
     running = [each for each in config.application_units if config.owner and host.is_active(each)]
     stop, start = (shell("systemctl", verb, *running) if running else "" for verb in ("stop", "start"))
+    there = os.path.lexists(config.database)
+    if not there and (elsewhere := processes.renamed(config.database)):
+        # Whoever writes into it goes on in its own log, which belongs to it under either name.
+        back = shell("mv", "--no-clobber", elsewhere, config.database)
+        return f"it was renamed; give it its name again: {' && '.join(filter(None, [stop, back, start]))}"
     with suppress(Failure, OSError):
         if newest := next(iter(catalog.backups(config)), None):
             steps = [stop, config.command("restore", "latest"), start]
             moment = newest.moment.strftime("%Y-%m-%d %H:%M:%S UTC")
             return f"bring the backup of {moment} back: {' && '.join(filter(None, steps))}"
-    there = os.path.lexists(config.database)
     if not config.owner or (not there and any(map(os.path.lexists, database.sidecars(config.database)))):
         return lost.hint
     # It would make another empty one at once.

@@ -15,7 +15,7 @@ GROUPS = (
     ("fence", "standby", "sole_primary", "owner", "mode_*", "locked", "journal_mode"),
     ("disk*", "*free_space", "wal", "wal_size"),
     # Nothing is there that was proven to restore.
-    ("backup_directory", "backup_age", "backup*", "restore", "replica*", "job_backup", "job_drill"),
+    ("backup_directory", "restore", "replica*", "backup_age", "backup*", "job_backup", "job_drill"),
     # Something that has to run does not.
     ("*.service", "*.socket", "*.timer", "timers", "timer_backup", "timer_*", "job_*"),
 )

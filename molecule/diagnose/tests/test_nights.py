@@ -79,9 +79,28 @@ def test_a_database_that_was_deleted_under_its_application_comes_back_with_every
     host.check_output(f"rm {DATABASE} {DATABASE}-wal {DATABASE}-shm")
     before = acknowledged(host)
     assert wait(lambda: acknowledged(host) > before + 50)
-    assert follow(host, tool) == ["abathur-db rescue"]
+    # An alert says the same as the doctor, though its job looks at the host from a sandbox.
+    assert host.run("systemctl start abathur-db@analyze").rc != 0
+    told = host.check_output("cat /var/lib/abathur-db/last/analyze.json")
+    assert "restart nothing; see what is left of it: abathur-db doctor" in told
+    assert follow(host, tool) == ["abathur-db rescue", "systemctl start abathur-db@analyze"]
     # The application runs again, on the database that is back.
     assert wait(lambda: host.service(UNIT).is_running)
+    host.check_output(f"systemctl stop {UNIT}")
+    assert in_the_database(host) >= acknowledged(host)
+
+
+@pytest.mark.parametrize("application", ["keeps"], indirect=True)
+def test_a_database_that_was_renamed_under_its_application_gets_its_name_again(
+    host: Any, tool: Any, application: str
+) -> None:
+    assert application == "keeps"
+    before = acknowledged(host)
+    host.check_output(f"mv {DATABASE} {DATABASE}.old")
+    assert wait(lambda: acknowledged(host) > before + 50)
+    typed = follow(host, tool)
+    moved = f"mv --no-clobber {DATABASE}.old {DATABASE}"
+    assert typed == [f"systemctl stop {UNIT} && {moved} && systemctl start {UNIT}"]
     host.check_output(f"systemctl stop {UNIT}")
     assert in_the_database(host) >= acknowledged(host)
 
