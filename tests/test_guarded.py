@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,24 @@ def test_what_is_planted_is_neither_read_nor_opened_for_writing(tmp_path: Path, 
         guarded.read_text(tmp_path / "file")
     with pytest.raises(Failure, match=message):
         guarded.opened(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+
+
+def test_what_another_user_has_is_said_with_the_command_that_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "it's lock"
+    path.touch()
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(Failure, match=r"belongs to root \(uid 0\), and nobody has to use it") as caught:
+        guarded.opened(path, os.O_RDWR | os.O_CREAT)
+    assert shlex.split(caught.value.hint.partition(": ")[2])[-2:] == ["nobody:", str(path)]
+    # What the user need not write, and has not made, is none of its business.
+    with pytest.raises(PermissionError):
+        guarded.opened(Path("/etc/hosts"), os.O_RDONLY)
 
 
 def test_a_link_that_was_swapped_for_a_file_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

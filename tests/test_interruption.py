@@ -16,14 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from abathur_db import host, interruption, watch
+from abathur_db import cli as cli_module
+from abathur_db import database, host, interruption, progress, resources, schema, watch
 from abathur_db.config import Config
-from abathur_db.result import Exit
+from abathur_db.result import Exit, Result
 from conftest import Cli
 from databases import application, contents, host_directory, rows, run, toml
 
@@ -335,3 +337,68 @@ def test_replication_at_a_terminal_ends_as_when_it_is_stopped(conf: Config, monk
         signal.signal(signal.SIGALRM, before)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert started[0].returncode == -signal.SIGTERM
+
+
+def press() -> None:
+    """Press Ctrl-C, and see it."""
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_long_statement_of_sqlite_ends_at_once(conf: Config) -> None:
+    application(conf.database)
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    with interruption.listening():
+        press()
+        with pytest.raises(KeyboardInterrupt), database.opened(conf.database, 0) as connection:
+            connection.execute(endless).fetchone()
+
+
+def test_a_migration_that_ctrl_c_met_is_rolled_back_and_nothing_is_recorded(conf: Config) -> None:
+    migration = resources.migrations()[0]
+    with interruption.listening():
+        press()
+        with database.in_memory() as connection:
+            with pytest.raises(KeyboardInterrupt):
+                schema._apply(connection, migration)
+            assert not connection.in_transaction
+            assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        cli_module._record(conf, Result("analyze", "said of a swallowed Ctrl-C"), 0.0)
+    assert not conf.state_directory.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user does the work")
+def test_what_another_user_s_process_has_changed_and_that_it_was_interrupted_is_known() -> None:
+    def changes() -> dict[str, Any]:
+        interruption.did("changed by a child")
+        return {}
+
+    def interrupted() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    def sleeps() -> dict[str, Any]:
+        time.sleep(60)
+        return {}
+
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with interruption.listening():
+            host.as_owner("nobody", changes)
+            assert interruption.done() == ["changed by a child"]
+            with pytest.raises(KeyboardInterrupt):
+                host.as_owner("nobody", interrupted)
+            # Pressed here alone, as by kill: it is passed on, and waited for.
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            begun = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                host.as_owner("nobody", sleeps)
+            assert time.monotonic() - begun < 50
+            interruption.begin_child()
+            assert (interruption.done(), interruption.asked()) == ([], False)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_nobody_is_asked_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO("no\n"))
+    assert progress.agreed("This stops everything.")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from abathur_db import backup, host, processes, rescue, schema, seed
+from abathur_db import backup, database, host, packing, processes, rescue, restore, schema, seed
 from abathur_db.config import Config
-from abathur_db.result import Failure
+from abathur_db.result import Exit, Failure
 from conftest import Cli
 from databases import application, at_work, rows, run, toml, until, value
 
@@ -220,3 +223,94 @@ def test_what_is_said_of_a_lost_database_brings_its_backup_back(
         assert re.search(r"what was written after \d{4}-.* is not in it", out), out
     assert cli("status", **variables)[0] == 0
     assert cli(command, **variables)[0] == 0
+
+
+@pytest.fixture
+def deployed(own: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[str]]:
+    """Return a host of root's, whose application is a unit that runs, and what systemd is told."""
+    told: list[str] = []
+    monkeypatch.setattr(host, "control", lambda *words: told.append(" ".join(words)))
+    monkeypatch.setattr(host, "is_active", lambda _: True)
+    monkeypatch.setattr(processes, "unit_of", lambda *_: "abathur.service")
+    return replace(own, owner=pwd.getpwuid(os.geteuid()).pw_name, application_units=["abathur.service"]), told
+
+
+def test_the_units_of_the_holders_stand_still_meanwhile(deployed: tuple[Config, list[str]]) -> None:
+    conf, told = deployed
+    with writing(conf):
+        gone(conf)
+        done = rescue.rescue(conf)
+    assert told == ["stop abathur.service", "start abathur.service"]
+    assert done.summary.endswith("abathur.service started again")
+
+
+def test_what_cannot_be_put_in_its_place_is_kept_and_named(
+    deployed: tuple[Config, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, told = deployed
+
+    def busy(*_: object) -> None:
+        raise Failure("it is open in another process", "stop that one", Exit.BUSY)
+
+    monkeypatch.setattr(restore, "alone", busy)
+    with writing(conf):
+        gone(conf)
+        with pytest.raises(Failure, match=r"is in (\S+), not in its place: it is open") as refused:
+            rescue.rescue(conf)
+    kept = re.search(r"then: abathur-db restore (\S+)$", refused.value.hint)
+    assert kept
+    assert value(Path(kept[1]), "SELECT count(*) FROM memory_entries WHERE namespace = 'w'") > 15
+    assert (told[-1], refused.value.code) == ("start abathur.service", Exit.BUSY)
+
+
+@pytest.mark.parametrize("where", ["the files", "the process"])
+def test_who_may_not_look_into_the_holder_is_told_and_nobody_is_stopped(
+    own: Config, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with writing(own) as last:
+        gone(own)
+        if where == "the files":
+            monkeypatch.setattr(packing, "unpack", denied)
+        else:
+            monkeypatch.setattr(os, "pidfd_open", denied)
+        with pytest.raises(Failure, match=r"does not let its files be read|runs as another user"):
+            rescue.rescue(own)
+        before = last()
+        until(lambda: last() > before, "another row")
+
+
+def test_a_job_whose_sandbox_hides_the_holder_sends_to_the_doctor(
+    own: Config, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    gone(own)
+    unit = b"0::/system.slice/system-abathur\\x2ddb.slice/abathur-db@analyze.service\n"
+    for found, advised in ((unit, True), (b"0::/user.slice\n", False), (None, False)):
+
+        def read(path: Path, found: bytes | None = found, usual: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
+            if str(path) != "/proc/self/cgroup":
+                return usual(path)
+            if found is None:
+                raise OSError
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", read)
+            errors = cli("analyze", own.database)[2]
+        assert ("restart nothing; see what is left of it: abathur-db doctor" in errors) is advised, errors
+    assert host.process_state(2**22 + 1) == "X"
+
+
+def test_without_a_backup_what_was_made_in_its_place_is_moved_away_first(deployed: tuple[Config, list[str]]) -> None:
+    conf, _ = deployed
+    gone(conf)
+    shutil.rmtree(conf.backup_directory)
+    conf.database.touch()
+    with pytest.raises(Failure) as refused, rescue.advised(conf):
+        database.require(conf.database)
+    moved = f"mv --backup=numbered {conf.database} {conf.database}.empty"
+    assert refused.value.hint == (
+        f"there is no backup; make a new one: systemctl stop abathur.service && {moved} && ansible-playbook deploy.yml"
+    )

@@ -44,6 +44,11 @@ def deployed(conf: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
     return replace(conf, owner="root")
 
 
+def test_a_unit_that_is_not_installed_is_no_finding(deployed: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "systemctl", lambda *_: ["Id=abathur.service", "LoadState=not-found"])
+    assert status.application(replace(deployed, application_units=["abathur.service"])) == []
+
+
 def results(result: Result) -> dict[str, bool]:
     return {check.id: check.ok for check in result.checks}
 
