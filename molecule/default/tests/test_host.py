@@ -125,7 +125,7 @@ def test_the_report_is_kept_on_the_host_and_on_the_controller(host: Any, tool: A
     kept = json.loads(host.file("/var/lib/abathur-db/last/validate.json").content_string)
     assert fetched["ok"]
     assert fetched["checks"] == kept["checks"]
-    assert "p99 ms" in (reports / "validation.txt").read_text()
+    assert "p99 / limit ms" in (reports / "validation.txt").read_text()
     assert tool("status")["ok"]
 
 
