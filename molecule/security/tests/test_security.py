@@ -128,7 +128,7 @@ def test_a_deploy_that_reads_what_the_user_planted_stops_with_its_name(host: Any
         done = playbook("deploy.yml", "--limit", name_of(host))
     again = playbook("deploy.yml", "--limit", name_of(host))
     assert done.returncode != 0
-    assert f"mv {VALIDATED} {VALIDATED}.planted" in " ".join(done.stdout.split())
+    assert f"mv --backup=numbered {VALIDATED} {VALIDATED}.planted" in " ".join(done.stdout.split())
     assert "changed=0" in done.stdout
     assert PRECIOUS not in done.stdout
     assert "Traceback" not in done.stdout
